@@ -1,0 +1,44 @@
+"""``clipmill NAME ...``: finds the job and hands it its arguments."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+JOBS = {
+    "demo": "the whole pipeline on a small drawn world, to a page of generated pictures",
+    "download": "pairs of URL and caption -> tables pairs and images",
+    "embed": "images and captions -> CLIP vectors in the table embeddings",
+    "index": "embeddings -> FAISS indices with measured recall, published",
+    "query": "search an index by text, image, key or vector",
+    "train": "train clip, prior or decoder",
+    "generate": "prompts -> candidates, reranked with CLIP, the best kept",
+    "evaluate": "retrieval, prior, generation and index metrics, with plots",
+    "status": "what a workspace holds",
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, text in JOBS.items())
+    return f"usage: clipmill JOB [options]\n\njobs:\n{rows}\n\nclipmill JOB --help lists a job's options.\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``clipmill``. Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        print(f"clipmill: no job {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"jobs.{name}").main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

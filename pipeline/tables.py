@@ -1,0 +1,258 @@
+"""The one way of committing: Delta tables whose parts are written by workers and committed by a driver.
+
+1. A worker writes a Parquet file under a name of its own and returns a :class:`Part` (no reader sees it).
+2. The driver adds parts in one commit, which carries the application transaction ``(WRITER, n + 1)``: of
+   racing commits on one version exactly one wins, the others look at what was added meanwhile.
+3. A part any of whose keys is in the table already (a racing run's, a repeated one) loses those rows first.
+
+So no key is ever doubled, whoever races and whatever is killed between 1 and 2.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, Transaction
+from upath import UPath
+
+from schemas.errors import SchemaError, WorkspaceError
+from schemas.tables import TableSpec
+
+WRITER = "clipmill-writer"
+ROW_GROUP = 2048
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file that a worker wrote into a table's folder, not yet committed."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    keys: pa.Table
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a commit did: the table's version and how many rows went in (others were there already)."""
+
+    version: int
+    rows: int
+
+
+class Table:
+    """A Delta table under the workspace. Picklable; a worker needs only :meth:`write_part` and reads."""
+
+    def __init__(self, uri: str, spec: TableSpec) -> None:
+        self.uri, self.spec = uri, spec
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def open(self, version: int | None = None) -> DeltaTable | None:
+        """The Delta table, or None where nothing was ever committed."""
+        try:
+            return DeltaTable(self.uri, version=version)
+        except TableNotFoundError:
+            return None
+
+    def version(self) -> int:
+        """The newest version, -1 where there is no table."""
+        table = self.open()
+        return -1 if table is None else int(table.version())
+
+    def read(
+        self,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Rows as one Arrow table; empty, with the schema, where there is no table."""
+        names = list(columns or self.spec.schema.names)
+        table = self.open(version)
+        if table is None:
+            return pa.schema([self.spec.schema.field(n) for n in names]).empty_table()
+        return self._dataset(table).to_table(columns=names, filter=where)
+
+    def keys(self, where: pc.Expression | None = None) -> pa.Table:
+        return self.read(self.spec.key, where)
+
+    def files(self, version: int | None = None) -> list[str]:
+        """URIs of the table's live Parquet files."""
+        table = self.open(version)
+        return [] if table is None else list(table.file_uris())
+
+    def count(self) -> int:
+        table = self.open()
+        if table is None:
+            return 0
+        return int(pc.sum(pa.table(table.get_add_actions(flatten=True))["num_records"]).as_py() or 0)
+
+    def _dataset(self, table: DeltaTable) -> ds.Dataset:
+        """The live files, each with the range of its keys, so that a filter opens only the files it needs.
+
+        (``DeltaTable.to_pyarrow_dataset`` compares columns without statistics with null: it finds no row.)
+        """
+        filesystem, folder = pa_fs.FileSystem.from_uri(table.table_uri)
+        layout, first = ds.ParquetFileFormat(), self.spec.key[0]
+        fragments = []
+        for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+            low, high = action.get(f"min.{first}"), action.get(f"max.{first}")
+            known = low is not None and high is not None
+            span = (pc.field(first) >= low) & (pc.field(first) <= high) if known else None
+            path = f"{folder.rstrip('/')}/{unquote(action['path'])}"
+            fragments.append(layout.make_fragment(path, filesystem, partition_expression=span))
+        return ds.FileSystemDataset(fragments, self.spec.schema, layout, filesystem)
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def write_part(self, rows: pa.Table, figures: dict[str, float] | None = None) -> Part:
+        """Write ``rows`` as one Parquet file (in a worker). No reader sees it before :meth:`commit`."""
+        from pipeline.workspace import storage_error
+
+        rows = self.spec.conform(rows)
+        keys = rows.select(self.spec.key)
+        if len(set(_tuples(keys))) < rows.num_rows:
+            raise SchemaError(
+                f"rows for table {self.spec.name!r} hold a key twice",
+                expected=f"one row for each {self.spec.key}",
+            )
+        name = f"part-{uuid.uuid4().hex}.parquet"
+        sink = pa.BufferOutputStream()
+        binary = [f.name for f in rows.schema if pa.types.is_binary(f.type)]
+        other = [n for n in rows.schema.names if n not in binary]
+        codec = {n: "none" if n in binary else "zstd" for n in rows.schema.names}
+        pq.write_table(rows, sink, row_group_size=ROW_GROUP, use_dictionary=other, compression=codec)
+        data = sink.getvalue()
+        path = UPath(self.uri) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(memoryview(data))
+        except OSError as exc:
+            path.unlink(missing_ok=True)
+            raise storage_error(exc, self.uri) from exc
+        return Part(self.spec.name, name, rows.num_rows, data.size, keys, figures or {})
+
+    def commit(self, parts: Sequence[Part], run: str) -> Commit:
+        """Add ``parts`` in one transaction. Rows whose key is in the table already are left out."""
+        for _ in range(_ATTEMPTS):
+            table = self._open_or_create()
+            fresh = [p for p in (self._without_known(part, table) for part in parts) if p.rows]
+            if not fresh:
+                return Commit(int(table.version()), 0)
+            try:
+                table.create_write_transaction(
+                    [_add_action(p) for p in fresh],
+                    mode="append",
+                    schema=table.schema(),
+                    commit_properties=_properties(table, run),
+                )
+            except CommitFailedError:
+                continue  # another writer was first: look again at what it added
+            except (DeltaError, OSError) as exc:
+                raise WorkspaceError(f"cannot commit to {self.uri}", actual=str(exc)) from exc
+            return Commit(int(table.version()), sum(p.rows for p in fresh))
+        raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+    def append(self, rows: pa.Table, run: str) -> Commit:
+        """Write and commit rows from the driver."""
+        if rows.num_rows == 0:
+            return Commit(self.version(), 0)
+        return self.commit([self.write_part(rows)], run)
+
+    def upsert(self, rows: pa.Table, run: str) -> int:
+        """Replace the rows with these keys, or add them, in one transaction. Returns the version."""
+        rows = self.spec.conform(rows)
+        match = " AND ".join(f"target.{k} = source.{k}" for k in self.spec.key)
+        for _ in range(_ATTEMPTS):
+            table = self._open_or_create()
+            merge = table.merge(
+                rows,
+                match,
+                source_alias="source",
+                target_alias="target",
+                commit_properties=_properties(table, run),
+            )
+            try:
+                merge.when_matched_update_all().when_not_matched_insert_all().execute()
+            except CommitFailedError:
+                continue
+            except (DeltaError, OSError) as exc:
+                raise WorkspaceError(f"cannot commit to {self.uri}", actual=str(exc)) from exc
+            return int(table.version())
+        raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+    def _open_or_create(self) -> DeltaTable:
+        table = self.open()
+        if table is None:
+            try:
+                return DeltaTable.create(self.uri, schema=self.spec.schema, mode="ignore", name=self.spec.name)
+            except (DeltaError, OSError) as exc:
+                raise WorkspaceError(f"cannot create the table {self.uri}", actual=str(exc)) from exc
+        have = {f.name for f in table.schema().fields}
+        if missing := [n for n in self.spec.schema.names if n not in have]:
+            raise SchemaError(
+                f"the table {self.uri} was written by another version",
+                expected=", ".join(self.spec.schema.names),
+                actual=f"without {missing}",
+                remedy="use a new workspace, or the version that wrote this one",
+            )
+        return table
+
+    def _without_known(self, part: Part, table: DeltaTable) -> Part:
+        """``part`` less the rows whose key ``table`` holds already: the part itself, as a rule."""
+        known = set(_tuples(self._candidates_for_overlap(part.keys, table)))
+        new = [key not in known for key in _tuples(part.keys)] if known else []
+        if all(new):
+            return part
+        with (UPath(self.uri) / part.path).open("rb") as file:
+            rows = pq.read_table(file)
+        return self.write_part(rows.filter(pa.array(new, pa.bool_())), part.figures)
+
+    def _candidates_for_overlap(self, keys: pa.Table, table: DeltaTable) -> pa.Table:
+        """Keys in ``table`` whose first column is in ``keys``. Files and row groups of another range aren't read."""
+        first = self.spec.key[0]
+        if keys.num_rows == 0 or not table.file_uris():
+            return keys.slice(0, 0)
+        span = pc.min_max(keys[first]).as_py()
+        near = (pc.field(first) >= span["min"]) & (pc.field(first) <= span["max"])
+        same = pc.field(first).isin(pc.unique(keys[first]))
+        return self._dataset(table).to_table(columns=list(self.spec.key), filter=near & same)
+
+
+def _tuples(keys: pa.Table) -> list[tuple[Any, ...]]:
+    return list(zip(*(column.to_pylist() for column in keys.columns), strict=True))
+
+
+def _properties(table: DeltaTable, run: str) -> CommitProperties:
+    last = table.transaction_version(WRITER)
+    return CommitProperties(
+        custom_metadata={"run": run},
+        max_commit_retries=0,
+        app_transactions=[Transaction(WRITER, (last or 0) + 1)],
+    )
+
+
+def _add_action(part: Part) -> AddAction:
+    ranges: dict[str, dict[str, Any]] = {"minValues": {}, "maxValues": {}}
+    for name in part.keys.column_names:
+        if pa.types.is_integer(part.keys.schema.field(name).type):
+            span = pc.min_max(part.keys[name]).as_py()
+            ranges["minValues"][name], ranges["maxValues"][name] = span["min"], span["max"]
+    stats = json.dumps({"numRecords": part.rows, **ranges, "nullCount": dict.fromkeys(part.keys.column_names, 0)})
+    return AddAction(part.path, part.bytes, {}, int(time.time() * 1000), True, stats)

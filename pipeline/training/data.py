@@ -1,0 +1,96 @@
+"""Samples of the tables for training, ordered by key: pictures as pixels, captions, vectors."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline.workspace import Workspace
+from schemas.errors import NothingToDo, Reason
+from schemas.vectors import unpack
+
+_IN_MEMORY = 2 << 30
+_BUCKETS = 1_000_000
+
+
+class Pictures:
+    """Encoded images as uint8 pixels [N, 3, S, S]: decoded once where that fits into memory, else when asked."""
+
+    def __init__(self, images: pa.ChunkedArray, size: int) -> None:
+        self._images, self._size = images.combine_chunks(), size
+        self._pixels: NDArray[np.uint8] | None = None
+        if len(images) * 3 * size * size <= _IN_MEMORY:
+            self._pixels = self._decode(np.arange(len(images)))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
+        """uint8 [B, 3, S, S]"""
+        return torch.from_numpy(self._decode(rows) if self._pixels is None else self._pixels[rows])
+
+    def _decode(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        out = np.empty((len(rows), 3, self._size, self._size), np.uint8)
+        for i, row in enumerate(rows.tolist()):
+            with Image.open(io.BytesIO(self._images[row].as_py())) as image:
+                out[i] = np.asarray(_square(image.convert("RGB"), self._size)).transpose(2, 0, 1)
+        return out
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square, ``size`` pixels wide."""
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def held_out(keys: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Which keys are kept for validation: a function of the key alone, so the split is the same everywhere."""
+    return np.asarray(keys % _BUCKETS < share * _BUCKETS)
+
+
+def read_pairs(workspace: Workspace, version: int) -> pa.Table:
+    """(pair_key, caption, image) of all images that are ok, by key.
+
+    Raises:
+        NothingToDo: there are none.
+    """
+    rows = workspace.table("images").read(
+        ["pair_key", "caption", "image"], pc.field("status") == str(Reason.OK), version
+    )
+    if rows.num_rows == 0:
+        raise NothingToDo("there are no images to train on", remedy="clipmill download first")
+    return rows.sort_by("pair_key")
+
+
+def read_embeddings(workspace: Workspace, encoder: str, version: int, columns: Sequence[str] = ()) -> pa.Table:
+    """(pair_key, image_vec, text_vec, ...) of one encoder, by key.
+
+    Raises:
+        NothingToDo: there are none.
+    """
+    names = ["pair_key", "image_vec", "text_vec", *columns]
+    rows = workspace.table("embeddings").read(names, pc.field("encoder") == encoder, version)
+    if rows.num_rows == 0:
+        raise NothingToDo(f"no embeddings of {encoder} to train on", remedy="clipmill embed first")
+    return rows.sort_by("pair_key")
+
+
+def vectors(rows: pa.Table, column: str, dim: int) -> Tensor:
+    """A vector column as unit-norm float32 [N, D] (float16 rounding undone)."""
+    return torch.nn.functional.normalize(torch.from_numpy(unpack(rows[column], dim).astype(np.float32)), dim=-1)
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 [B, 3, S, S] -> float32 in [-1, 1]"""
+    return pixels.float().div_(127.5).sub_(1.0)

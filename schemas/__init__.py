@@ -1,0 +1,1 @@
+"""The doors: schemas of tables, keys, cards, configs and errors. Imports neither torch nor ray."""

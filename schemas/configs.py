@@ -1,0 +1,238 @@
+"""The typed config of every job. Each field is also a flag, an environment variable and a YAML key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from schemas.networks import DecoderConfig, PriorConfig
+
+
+def _split(value: object) -> object:
+    """``["a,b", "c"]`` or ``"a,b,c"`` -> ``["a", "b", "c"]``."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return [part.strip() for item in value for part in str(item).split(",") if part.strip()]
+    return value
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+
+
+class JobConfig(BaseModel):
+    """Fields that all jobs take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    workspace: str = Field("./ws", description="directory or object-store URL (s3://, gs://) of the workspace")
+    address: str | None = Field(None, description="Ray cluster to join; without it Ray starts in this process")
+    workers: int | None = Field(None, ge=1, description="parallel workers; by default as many as CPUs or GPUs")
+
+
+class DownloadConfig(JobConfig):
+    """Download image-text pairs into the tables pairs and images.
+
+    Every input row ends as exactly one row of images: status ok, or a reason from a closed list.
+    Run again to continue, to add new pairs, and to retry what is due.
+    """
+
+    pairs: Paths = Field((), description="files, directories or globs: parquet, csv, tsv, json, jsonl, txt (.gz, .zst)")
+    url_col: str = Field("url", description="name of the URL column")
+    caption_col: str = Field("caption", description="name of the caption column")
+    image_size: int = Field(256, ge=1, description="side of the stored image, pixels")
+    resize_mode: Literal["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"] = Field(
+        "keep_ratio", description="img2dataset's resize modes"
+    )
+    upscale: bool = Field(False, description="resize smaller images up, too")
+    format: Literal["jpg", "png", "webp"] = Field("jpg", description="encoding of the stored image")
+    quality: int = Field(95, ge=0, le=100, description="jpg and webp quality, or png compression level (0-9)")
+    min_image_size: int = Field(0, ge=0, description="refuse a shorter side below this, pixels")
+    max_aspect_ratio: float = Field(float("inf"), gt=0, description="refuse longer / shorter side above this")
+    max_pixels: int = Field(100_000_000, ge=1, description="refuse more pixels, read from the header before decoding")
+    max_bytes: int = Field(32 << 20, ge=1, description="refuse larger bodies, bytes, counted while streaming")
+    max_redirects: int = Field(5, ge=0, description="redirects followed for one image")
+    timeout: float = Field(20.0, gt=0, description="total seconds for one image, redirects included")
+    concurrency: int = Field(64, ge=1, description="requests in flight per worker")
+    per_host: int = Field(8, ge=1, description="connections to one host per worker")
+    retries: int = Field(2, ge=0, description="further tries within the run, with jittered back-off, for what may pass")
+    allow_hosts: CommaList = Field((), description="private addresses to open: HOST[:PORT],...")
+    user_agent: str = Field(
+        "clipmill/0.1 (+https://github.com/clipmill/clipmill)", description="honest, with a contact"
+    )
+    respect_opt_out: bool = Field(True, description="honour X-Robots-Tag noai, noimageai, noindex, noimageindex")
+    shard_size: int = Field(1000, ge=1, description="pairs in one shard, the unit of work and retry")
+    max_attempts: int = Field(5, ge=1, description="tries of a retryable pair over all runs")
+    retry_delay: float = Field(3600.0, ge=0, description="seconds until the second try; doubles with each further one")
+
+    @model_validator(mode="after")
+    def _png_level(self) -> Self:
+        if self.format == "png" and self.quality > 9:
+            return self.model_copy(update={"quality": 6})
+        return self
+
+
+class EmbedConfig(JobConfig):
+    """Embed images and captions with a CLIP encoder into the table embeddings."""
+
+    encoder: str | None = Field(
+        None,
+        description="MODEL[:PRETRAINED|:PATH] of open_clip, or the name of a CLIP trained in this workspace",
+    )
+    batch_size: int = Field(256, ge=1, description="pairs in one forward pass")
+    shard_size: int = Field(2048, ge=1, description="pairs in one shard")
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="float32 on CPU, bfloat16 or float16 on GPU"
+    )
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one worker; may be a fraction")
+
+
+class IndexConfig(JobConfig):
+    """Build or update the FAISS indices of an encoder's embeddings and publish them with measured recall."""
+
+    encoder: str | None = Field(None, description="encoder id or model name; by default the only one embedded")
+    modality: CommaList = Field(("image", "text"), description="image, text or both")
+    factory: str = Field("auto", description="FAISS factory string; auto chooses by the number of vectors")
+    recall: float = Field(
+        0.95, gt=0, le=1, description="recall@10 to tune the search to; below it nothing is published"
+    )
+    queries: int = Field(500, ge=1, description="held-out queries that the recall is measured on")
+    rebuild: bool = Field(False, description="build from nothing even where adding would do")
+
+
+class QueryConfig(JobConfig):
+    """Query a published index by text, image, key or vector, alone or in bulk."""
+
+    text: str | None = Field(None, description="a text to search with")
+    image: str | None = Field(None, description="an image file to search with")
+    key: int | None = Field(None, description="a pair_key whose own vector to search with")
+    vector: str | None = Field(None, description="a .npy file with one vector [D]")
+    queries: str | None = Field(None, description="a file of texts (txt, csv, jsonl, parquet): results go to --output")
+    query_col: str = Field("text", description="column of the --queries file")
+    output: str = Field("results.parquet", description="where the results of --queries go")
+    k: int = Field(10, ge=1, le=10_000, description="results per query")
+    where: str | None = Field(None, description="SQL predicate over pair_key, caption, similarity, url, width, height")
+    modality: Literal["image", "text"] = Field("image", description="index to search")
+    encoder: str | None = Field(None, description="encoder id or model name; by default the only one indexed")
+    sheet: str | None = Field(None, description="write the found images as a contact sheet to this PNG")
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        given = [n for n in ("text", "image", "key", "vector", "queries") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of --text, --image, --key, --vector, --queries; given: {given or 'none'}"
+            )
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty")
+        return self
+
+
+class TrainConfig(JobConfig):
+    """Fields that all training jobs take."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9_.-]+$", description="name of the model in the workspace")
+    steps: int = Field(10_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(256, ge=1, description="samples in one step, over all workers")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up; then cosine to zero")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW, matrices only")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
+    clip_grad: float = Field(1.0, gt=0, description="limit of the gradient's norm")
+    seed: int = Field(0, ge=0, description="initial weights, data order, noise and times")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a killed run loses at most these")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    threads: int = Field(1, ge=1, description="torch threads of a CPU worker")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one worker")
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="autocast type; auto: float32 on CPU, bfloat16 on GPU"
+    )
+    held_out: float = Field(0.02, ge=0, lt=1, description="share of pairs, by hash of the key, kept for validation")
+
+
+class ClipTrainConfig(TrainConfig):
+    """Train CLIP from scratch on the images of the workspace, with open_clip's network and tokenizer."""
+
+    model: str = Field(
+        "ViT-B-32", description="open_clip model name, or a JSON file in the layout of its model configs"
+    )
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.2, ge=0, description="of AdamW, matrices only")
+    decorrelation: float = Field(
+        0.0, ge=0, description="weight of VICReg's variance and covariance terms; 0: the paper's recipe"
+    )
+    decorrelation_warmup: int = Field(200, ge=0, description="steps over which that weight grows")
+    hard_negatives: bool = Field(
+        False, description="add false captions with two swapped spans as wrong answers (NegCLIP)"
+    )
+
+
+class PriorTrainConfig(TrainConfig):
+    """Train the diffusion prior (text -> CLIP image embedding) on the embeddings table."""
+
+    encoder: str | None = Field(None, description="encoder of the embeddings; by default the only one in the workspace")
+    network: PriorConfig = PriorConfig()
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
+    whitening_floor: float = Field(1e-3, gt=0, le=1, description="smallest variance kept, as a share of the largest")
+    sample_steps: int = Field(5, ge=1, description="DDIM steps when generating, unless the job says otherwise")
+
+
+class DecoderTrainConfig(TrainConfig):
+    """Train the decoder (CLIP image embedding -> picture) on images and their embeddings."""
+
+    encoder: str | None = Field(None, description="encoder of the embeddings; by default the only one in the workspace")
+    network: DecoderConfig = DecoderConfig()
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
+    whitening_floor: float = Field(1e-3, gt=0, le=1, description="smallest variance kept, as a share of the largest")
+    sample_steps: int = Field(12, ge=1, description="steps when generating, unless the job says otherwise")
+    guidance: float = Field(
+        2.0, ge=0, description="classifier-free guidance when generating, unless the job says otherwise"
+    )
+    blur: float = Field(0.0, ge=0, description="noise level that the prior's embeddings are taken to have")
+
+
+class GenerateConfig(JobConfig):
+    """Generate N candidates for every prompt, rerank them with CLIP and keep the best K."""
+
+    prompts: str | None = Field(None, description="file of prompts: txt (a line each), csv, tsv, jsonl, parquet")
+    prompt_col: str = Field("prompt", description="column of the prompts in a table file")
+    candidates: int = Field(8, ge=1, le=1_000_000, description="pictures made for each prompt")
+    keep: int = Field(4, ge=1, description="best pictures kept for each prompt, by CLIP score")
+    seed: int = Field(0, ge=0, description="a candidate depends on (prompt, number, seed, models) alone")
+    guidance: float | None = Field(None, ge=0, description="classifier-free guidance; by default the decoder's own")
+    steps: int | None = Field(None, ge=1, description="decoder steps; by default the decoder's own")
+    prior: str | None = Field(None, description="name of the prior; by default the only one")
+    decoder: str | None = Field(None, description="name of the decoder; by default the only one")
+    encoder: str | None = Field(None, description="CLIP that ranks; by default the one of prior and decoder")
+    batch_size: int = Field(64, ge=1, description="pictures in one forward pass")
+    shard_size: int = Field(16, ge=1, description="prompts in one shard")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one worker; may be a fraction")
+    sheet: str | None = Field(None, description="write the kept pictures as a contact sheet to this PNG")
+
+    @model_validator(mode="after")
+    def _keep_fits(self) -> Self:
+        if self.keep > self.candidates:
+            raise ValueError(f"--keep {self.keep} is more than --candidates {self.candidates}")
+        return self
+
+
+class EvaluateConfig(JobConfig):
+    """Measure retrieval, prior, generation and index of a workspace; write a report with plots."""
+
+    encoder: str | None = Field(None, description="encoder to evaluate; by default the only one")
+    sample: int = Field(1000, ge=10, description="held-out pairs that retrieval and prior are measured on")
+    seed: int = Field(0, ge=0, description="of the sample")
+
+
+class StatusConfig(JobConfig):
+    """Show what a workspace holds: tables, reasons of failures, encoders, indices, models, runs."""
+
+    runs: int = Field(10, ge=0, description="newest runs to list")

@@ -1,0 +1,146 @@
+"""The Arrow schema of every table: the doors between the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from schemas.errors import SchemaError
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table's name, Arrow schema and key: the columns of which no combination may occur twice."""
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+
+    def conform(self, table: pa.Table) -> pa.Table:
+        """``table`` with exactly this schema, columns in order.
+
+        Raises:
+            SchemaError: a column is missing, unknown or cannot be cast.
+        """
+        missing = [n for n in self.schema.names if n not in table.column_names]
+        unknown = [n for n in table.column_names if n not in self.schema.names]
+        if missing or unknown:
+            raise SchemaError(
+                f"rows for table {self.name!r} do not fit its schema",
+                expected=", ".join(self.schema.names),
+                actual=f"missing {missing}, unknown {unknown}",
+            )
+        try:
+            return table.select(self.schema.names).cast(self.schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as exc:
+            raise SchemaError(f"rows for table {self.name!r} do not fit its schema", actual=str(exc)) from exc
+
+
+def _spec(name: str, key: tuple[str, ...], *fields: tuple[str, pa.DataType]) -> TableSpec:
+    return TableSpec(name, pa.schema([pa.field(n, t) for n, t in fields]), key)
+
+
+PAIRS = _spec(
+    "pairs",
+    ("pair_key",),
+    ("pair_key", pa.int64()),
+    ("url", pa.string()),
+    ("caption", pa.string()),
+    ("source", pa.string()),
+    ("added_run", pa.string()),
+)
+
+IMAGES = _spec(
+    "images",
+    ("pair_key",),
+    ("pair_key", pa.int64()),
+    ("url", pa.string()),
+    ("caption", pa.string()),
+    ("status", pa.string()),
+    ("error", pa.string()),
+    ("http_status", pa.int32()),
+    ("attempts", pa.int32()),
+    ("retryable", pa.bool_()),
+    ("sha256", pa.string()),
+    ("phash", pa.int64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("original_width", pa.int32()),
+    ("original_height", pa.int32()),
+    ("image", pa.binary()),
+    ("format", pa.string()),
+    ("fetched_at", _TIME),
+    ("run", pa.string()),
+)
+
+EMBEDDINGS = _spec(
+    "embeddings",
+    ("pair_key", "encoder"),
+    ("pair_key", pa.int64()),
+    ("encoder", pa.string()),
+    ("image_vec", pa.binary()),
+    ("text_vec", pa.binary()),
+    ("similarity", pa.float32()),
+    ("caption", pa.string()),
+    ("run", pa.string()),
+)
+
+CANDIDATES = _spec(
+    "candidates",
+    ("prompt_key", "number", "seed", "prior", "decoder", "encoder", "sampling"),
+    ("prompt_key", pa.int64()),
+    ("prompt", pa.string()),
+    ("number", pa.int32()),
+    ("seed", pa.int64()),
+    ("clip_score", pa.float32()),
+    ("rank", pa.int32()),
+    ("kept", pa.bool_()),
+    ("image", pa.binary()),
+    ("prior", pa.string()),
+    ("decoder", pa.string()),
+    ("encoder", pa.string()),
+    ("sampling", pa.string()),
+    ("run", pa.string()),
+)
+
+RANKINGS = _spec(
+    "rankings",
+    ("prompt_key", "number", "seed", "prior", "decoder", "encoder", "sampling"),
+    ("prompt_key", pa.int64()),
+    ("prompt", pa.string()),
+    ("number", pa.int32()),
+    ("seed", pa.int64()),
+    ("clip_score", pa.float32()),
+    ("rank", pa.int32()),
+    ("prior", pa.string()),
+    ("decoder", pa.string()),
+    ("encoder", pa.string()),
+    ("sampling", pa.string()),
+    ("run", pa.string()),
+)
+
+RUNS = _spec(
+    "runs",
+    ("run",),
+    ("run", pa.string()),
+    ("job", pa.string()),
+    ("config", pa.string()),
+    ("code_version", pa.string()),
+    ("started", _TIME),
+    ("ended", _TIME),
+    ("outcome", pa.string()),
+    ("error", pa.string()),
+    ("counts_in", pa.int64()),
+    ("counts_out", pa.int64()),
+    ("counts_failed", pa.int64()),
+    ("seconds", pa.string()),
+    ("encoder", pa.string()),
+    ("input_versions", pa.string()),
+    ("host", pa.string()),
+    ("pid", pa.int64()),
+)
+
+TABLES: dict[str, TableSpec] = {spec.name: spec for spec in (PAIRS, IMAGES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)}
