@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The GPU lock differs by faiss-gpu alone; both hold every version with hashes and no addresses.
+# The GPU lock differs by faiss-gpu and its CUDA libraries alone; both hold every version with hashes and no addresses.
 LOCK := $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo requirements-gpu.lock; else echo requirements.lock; fi)
 STAMP := $(VENV)/.installed-$(LOCK)
 
@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export WANDB_MODE := disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock cover clean
+.PHONY: help demo test check bench docs lock cover clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: $(STAMP) ## ruff, mypy strict, import contracts
 
 bench: $(STAMP) ## benchmarks against named rivals and limits
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP) ## write docs/commands.md anew from the configs
+	$(BIN)/python docs/generate_commands.py
 
 cover: $(STAMP) ## the tests with coverage figures
 	$(BIN)/coverage run -m pytest -q

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.demo import checker, recipe, world  # noqa: E402
-from pipeline.models.clip import (  # noqa: E402
+from jobs.demo import checker, recipe, world
+from pipeline.models.clip import (
     OrderedPairs,
     SpanSwaps,
     build_clip,
@@ -37,10 +37,10 @@ from pipeline.models.clip import (  # noqa: E402
     decorrelation_loss,
     text_states,
 )
-from pipeline.models.decoder import Decoder  # noqa: E402
-from pipeline.models.optim import Muon, adamw, averaged, learning_rate, set_lr, step_generator  # noqa: E402
-from pipeline.models.prior import DiffusionPrior  # noqa: E402
-from pipeline.models.probe import probe_accuracy  # noqa: E402
+from pipeline.models.decoder import Decoder, DecoderConfig
+from pipeline.models.optim import Optimizers, averaged, schedule, step_generator
+from pipeline.models.prior import DiffusionPrior, PriorConfig
+from pipeline.models.probe import probe_accuracy
 
 Settings = dict[str, Any]
 
@@ -105,20 +105,12 @@ def train_clip(data: Data, g: Settings, seed: int, log: Any) -> torch.nn.Module:
         nn.init.normal_(model.positional_embedding, std=g["std"])
     pairs = OrderedPairs(data.tokens, config["embed_dim"], classes=g.get("classes", 2048))
     model.pairs = pairs  # type: ignore[assignment]
-    muon = None
-    if g.get("muon"):
-        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
-        muon = Muon(matrices, lr=g["muon"], weight_decay=g["weight_decay"])
-        rest = nn.ParameterList([p for p in model.parameters() if not any(p is q for q in matrices)])
-        optimizer = adamw(rest, lr=g["lr"], weight_decay=g["weight_decay"], betas=(0.9, g.get("beta2", 0.98)))
-    else:
-        optimizer = adamw(model, lr=g["lr"], weight_decay=g["weight_decay"], betas=(0.9, g.get("beta2", 0.98)))
+    optimizer = Optimizers(model, lr=g["lr"], muon_lr=g["muon_lr"], weight_decay=g["weight_decay"])
     swaps = SpanSwaps(data.tokens)
     ema = averaged(model, g["ema"]) if g.get("ema") else None
     start = time.process_time()
     order: Tensor | None = None
     for step in range(g["steps"]):
-        set_lr(optimizer, learning_rate(step, steps=g["steps"], peak=g["lr"], warmup=g["warmup"]))
         rows = data.rows(step, g["batch"], seed)
         tokens = data.tokens[rows]
         image = model.encode_image(to_input(data.pictures[rows.numpy()]), normalize=True)
@@ -138,14 +130,8 @@ def train_clip(data: Data, g: Settings, seed: int, log: Any) -> torch.nn.Module:
             targets = pairs.targets(tokens)
             told = (pairs.loss(image, targets), pairs.loss(text, targets))
             loss = loss + g["pairs"] * (told[0] + told[1]) / 2
-        optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if muon:
-            set_lr(muon, learning_rate(step, steps=g["steps"], peak=g["muon"], warmup=g["warmup"]))
-            muon.step()
-            muon.zero_grad()
+        optimizer.step(schedule(step, steps=g["steps"], warmup=g["warmup"]))
         if ema:
             ema.update_parameters(model)
         if step % 100 == 99:
@@ -154,7 +140,16 @@ def train_clip(data: Data, g: Settings, seed: int, log: Any) -> torch.nn.Module:
                 order = order_accuracy(model, "trained")
             model.train()
             extra = {"pairs_image": told[0].item(), "pairs_text": told[1].item()} if g.get("pairs") else {}
-            log(order=order, **extra, step=step + 1, loss=loss.item(), contrast=contrast.item(), spread=spread.item(), scale=scale.item(), cpu=time.process_time() - start)
+            log(
+                order=order,
+                **extra,
+                step=step + 1,
+                loss=loss.item(),
+                contrast=contrast.item(),
+                spread=spread.item(),
+                scale=scale.item(),
+                cpu=time.process_time() - start,
+            )
     log(cpu_per_step=(time.process_time() - start) / g["steps"])
     if ema:
         ema.module.config = config
@@ -188,23 +183,28 @@ def embed(clip: Any, data: Data, states: bool = False) -> dict[str, Tensor]:
     return {k: torch.cat(v) for k, v in parts.items() if v}
 
 
+def config_settings(g: Settings) -> Settings:
+    """The settings `config.NAME=value` of a network."""
+    return {k.removeprefix("config."): v for k, v in g.items() if k.startswith("config.")}
+
+
 def train_prior(data: Data, e: dict[str, Tensor], g: Settings, seed: int, log: Any) -> DiffusionPrior:
     torch.manual_seed(seed)
-    config = replace(recipe.PRIOR_CONFIG, embed_dim=e["image"].shape[1], state_dim=e["states"].shape[2], **{k[7:]: v for k, v in g.items() if k.startswith("config.")})
+    sizes = {"embed_dim": e["image"].shape[1], "state_dim": e["states"].shape[2]}
+    config = recipe.PRIOR_CONFIG.model_copy(update=sizes | config_settings(g))
     model = DiffusionPrior(config)
     model.fit_whitening(e["image"], e["text"], g["whitening_floor"])
-    optimizer = adamw(model, lr=g["lr"], weight_decay=g["weight_decay"])
+    optimizer = Optimizers(model, lr=g["lr"], muon_lr=g["muon_lr"], weight_decay=g["weight_decay"])
     ema = averaged(model, g["ema"])
     start = time.process_time()
     total = 0.0
     for step in range(g["steps"]):
-        set_lr(optimizer, learning_rate(step, steps=g["steps"], peak=g["lr"], warmup=g["warmup"]))
         rows = data.rows(step, g["batch"], seed)
-        loss = model.loss(e["image"][rows], e["text"][rows], e["states"][rows].float(), e["mask"][rows], step_generator(seed, step, 2))
-        optimizer.zero_grad()
+        loss = model.loss(
+            e["image"][rows], e["text"][rows], e["states"][rows].float(), e["mask"][rows], step_generator(seed, step, 2)
+        )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(schedule(step, steps=g["steps"], warmup=g["warmup"]))
         ema.update_parameters(model)
         total += loss.item()
         if step % 200 == 199:
@@ -216,21 +216,20 @@ def train_prior(data: Data, e: dict[str, Tensor], g: Settings, seed: int, log: A
 
 def train_decoder(data: Data, e: dict[str, Tensor], g: Settings, seed: int, log: Any) -> Decoder:
     torch.manual_seed(seed)
-    config = replace(recipe.DECODER_CONFIG, embed_dim=e["image"].shape[1], **{k[7:]: v for k, v in g.items() if k.startswith("config.")})
+    config = recipe.DECODER_CONFIG.model_copy(update={"embed_dim": e["image"].shape[1]} | config_settings(g))
     model = Decoder(config)
     model.fit_whitening(e["image"], e["text"], g["whitening_floor"])
-    optimizer = adamw(model, lr=g["lr"], weight_decay=g["weight_decay"])
+    optimizer = Optimizers(model, lr=g["lr"], muon_lr=g["muon_lr"], weight_decay=g["weight_decay"])
     ema = averaged(model, g["ema"])
     start = time.process_time()
     total = 0.0
     for step in range(g["steps"]):
-        set_lr(optimizer, learning_rate(step, steps=g["steps"], peak=g["lr"], warmup=g["warmup"]))
         rows = data.rows(step, g["batch"], seed)
-        loss = model.loss(to_input(data.pictures[rows.numpy()]), e["image"][rows], e["text"][rows], step_generator(seed, step, 3))
-        optimizer.zero_grad()
+        loss = model.loss(
+            to_input(data.pictures[rows.numpy()]), e["image"][rows], e["text"][rows], step_generator(seed, step, 3)
+        )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(schedule(step, steps=g["steps"], warmup=g["warmup"]))
         ema.update_parameters(model)
         total += loss.item()
         if step % 200 == 199:
@@ -254,8 +253,17 @@ def judge_clip(clip: Any, train: Data, test: Data, log: Any) -> None:
     e, t = embed(clip, test), embed(clip, train)
     spectrum = torch.linalg.eigvalsh(torch.cov(t["image"].T)).flip(0)
     share = (spectrum / spectrum.sum()).cumsum(0)
-    image, text = e["image"][:1000], e["text"][:1000]
-    log(r1_text_to_image=recall(text, image), r1_image_to_text=recall(image, text), r5=recall(text, image, 5), dims99=int((share < 0.99).sum()) + 1, share16=float(share[15]))
+    scenes = world.retrieval_scenes(1000, 2)
+    with torch.no_grad():
+        image = clip.encode_image(to_input(np.stack([world.pixels(s) for s in scenes])), normalize=True)
+        text = clip.encode_text(tokenize([world.canonical_caption(s) for s in scenes]), normalize=True)
+    log(
+        r1_text_to_image=recall(text, image),
+        r1_image_to_text=recall(image, text),
+        r5=recall(text, image, 5),
+        dims99=int((share < 0.99).sum()) + 1,
+        share16=float(share[15]),
+    )
     for kind in ("trained", "held_out_pair", "held_out_shape"):
         captions, pictures = draw_kind(kind, 200, 11)
         a = F.normalize(clip.encode_image(to_input(pictures)), dim=-1)
@@ -291,14 +299,21 @@ def evaluate(clip: Any, prior: DiffusionPrior | None, decoder: Decoder, g: Setti
         text, states, mask = text_states(clip, tokens)
         image = F.normalize(clip.encode_image(to_input(true)), dim=-1)
         rng = torch.Generator().manual_seed(g["prompt_seed"])
-        options = {key: g[key] for key in ("steps", "guidance", "blur") if key in g}
+        options = {"steps": recipe.DECODER_STEPS, "guidance": recipe.GUIDANCE}
+        options |= {key: g[key] for key in ("steps", "guidance", "blur") if key in g}
         noise = torch.randn(n, 3, 32, 32, generator=rng)
         drawn = to_pixels(decoder.sample(image, text, noise, **options))
         row: Settings = {"kind": kind, "n": n, "true_embedding": float(verdicts(drawn, scenes).mean())}
         if prior is not None:
             hits, scores, cosines = [], [], []
             for _ in range(k):
-                z = prior.sample(text, states, mask, torch.randn(text.shape, generator=rng) * g.get("temperature", 1.0), g.get("prior_steps", recipe.PRIOR_STEPS))
+                z = prior.sample(
+                    text,
+                    states,
+                    mask,
+                    torch.randn(text.shape, generator=rng) * g.get("temperature", 1.0),
+                    g.get("prior_steps", recipe.PRIOR_STEPS),
+                )
                 w = prior.image_whitening
                 cosines.append(F.cosine_similarity(w(z), w(image)).mean().item())
                 pictures = to_pixels(decoder.sample(z, text, torch.randn(n, 3, 32, 32, generator=rng), **options))
@@ -307,8 +322,26 @@ def evaluate(clip: Any, prior: DiffusionPrior | None, decoder: Decoder, g: Setti
                 scores.append((seen * text).sum(1).numpy())
             right, score = np.stack(hits, 1), np.stack(scores, 1)  # [N, K]
             best = right[np.arange(n), score.argmax(1)]
-            row |= {"cosine": float(np.mean(cosines)), "at1": float(right[:, 0].mean()), "mean": float(right.mean()), "best": float(best.mean()), "oracle": float(right.any(1).mean())}
+            row |= {
+                "cosine": float(np.mean(cosines)),
+                "at1": float(right[:, 0].mean()),
+                "mean": float(right.mean()),
+                "best": float(best.mean()),
+                "oracle": float(right.any(1).mean()),
+            }
         log(**row)
+
+
+def save(model: DiffusionPrior | Decoder, path: Path) -> None:
+    torch.save({"config": model.config.as_dict(), "state": model.state_dict()}, path)
+
+
+def load(path: Path) -> Any:
+    saved = torch.load(path)
+    kind, config = (DiffusionPrior, PriorConfig) if path.name.startswith("prior-") else (Decoder, DecoderConfig)
+    model = kind(config(**saved["config"]))
+    model.load_state_dict(saved["state"])
+    return model.eval()
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -354,21 +387,24 @@ def main() -> None:
     if a.command == "judge":
         judge_clip(clip, train, test, say)
     elif a.command == "evaluate":
-        prior = torch.load(a.out / f"prior-{a.prior}.pt", weights_only=False) if a.prior else None
-        decoder = torch.load(a.out / f"decoder-{a.decoder}.pt", weights_only=False)
+        prior = load(a.out / f"prior-{a.prior}.pt") if a.prior else None
+        decoder = load(a.out / f"decoder-{a.decoder}.pt")
         evaluate(clip, prior, decoder, g | {"prompt_seed": a.prompt_seed}, say)
     elif a.command == "prior":
         prior = train_prior(train, embed(clip, train, states=True), asdict(recipe.PriorRecipe()) | g, a.seed, say)
-        torch.save(prior, a.out / f"prior-{a.name}.pt")
+        save(prior, a.out / f"prior-{a.name}.pt")
         held = embed(clip, test, states=True)
         with torch.no_grad():
             noise = torch.randn(held["text"].shape, generator=torch.Generator().manual_seed(0))
             z = prior.sample(held["text"], held["states"].float(), held["mask"], noise)
             w = prior.image_whitening
-            say(cosine=F.cosine_similarity(z, held["image"]).mean().item(), whitened=F.cosine_similarity(w(z), w(held["image"])).mean().item())
+            say(
+                cosine=F.cosine_similarity(z, held["image"]).mean().item(),
+                whitened=F.cosine_similarity(w(z), w(held["image"])).mean().item(),
+            )
     else:
         decoder = train_decoder(train, embed(clip, train), asdict(recipe.DecoderRecipe()) | g, a.seed, say)
-        torch.save(decoder, a.out / f"decoder-{a.name}.pt")
+        save(decoder, a.out / f"decoder-{a.name}.pt")
         evaluate(clip, None, decoder, {"prompt_seed": a.prompt_seed, "prompts": 80}, say)
 
 

@@ -7,16 +7,20 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from pipeline.workspace import Workspace
+from schemas import configs
 from schemas.configs import JobConfig
 from schemas.errors import ClipmillError, UsageError
-from schemas.settings import load
+from schemas.settings import check_environment, load, variables
 
 C = TypeVar("C", bound=JobConfig)
 Body = Callable[[C, Run, Engine], None]
@@ -36,26 +40,36 @@ def command(job: str, config_class: type[C], body: Body[C], argv: Sequence[str] 
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     run: Run | None = None
-    status = 0
+    status, error = 0, ""
     with _terminate_like_interrupt():
         try:
+            check_environment(os.environ, known_variables())
             config, as_json = load(config_class, arguments, os.environ, f"clipmill {job}")
             run = Run(Workspace(config.workspace), job, config)
             with Engine(config.address) as engine, run:
                 body(config, run, engine)
         except ClipmillError as exc:
-            status = exc.exit_status
+            status, error = exc.exit_status, str(exc)
             print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         except KeyboardInterrupt:
-            status = EXIT_INTERRUPTED
+            status, error = EXIT_INTERRUPTED, "interrupted"
             print("interrupted: what is done is kept, run the same command to go on", file=sys.stderr)
         except BrokenPipeError:
             return 1
+        except Exception:  # a bug: its traceback, and still the line that a scheduler waits for
+            status = 1
+            traceback.print_exc()
         if run is None and as_json:
-            print(json.dumps(_failed(job, "the config is not valid"), default=str))
+            print(json.dumps(_failed(job, error), default=str))
         elif run is not None:
             _report(run, as_json)
     return status
+
+
+def known_variables() -> set[str]:
+    """The environment variables of all jobs: one environment may serve several."""
+    classes = [c for c in vars(configs).values() if isinstance(c, type) and c.__module__ == configs.__name__]
+    return set().union(*(variables(c) for c in classes if issubclass(c, BaseModel)))
 
 
 def _report(run: Run, as_json: bool) -> None:

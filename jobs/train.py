@@ -68,15 +68,15 @@ def run(kind: str, config: TrainConfig, run: Run, engine: Engine) -> None:
             )
         run.figures |= {"model": card.id, "metrics": card.metrics, "step": card.step}
         return
+    workers = config.workers or 1
+    if config.batch_size % workers:
+        raise UsageError("--batch-size must be a multiple of --workers", actual=f"{config.batch_size} and {workers}")
     with run.stage("plan"):
         start = _start(kind, config, run)
     run.input_versions |= start.versions
     run.encoder = start.encoder.id if start.encoder else None
     run.begin()
     write_atomic(folder / START, start.to_json().encode())
-    workers = config.workers or 1
-    if config.batch_size % workers:
-        raise UsageError("--batch-size must be a multiple of --workers", actual=f"{config.batch_size} and {workers}")
     resources = Resources(workers=workers, gpus=config.gpus_per_worker)
     with run.stage("train"), Progress(f"train {kind}", config.steps, "steps") as progress:
 
@@ -209,18 +209,19 @@ def _write(kind: str, config: Any, fitted: Any) -> Result:
     from pipeline.models.store import to_bytes
 
     folder = Workspace(config.workspace).model_dir(kind, config.name)
+    module = fitted.module.clip if kind == "clip" else fitted.module
     if kind == "clip":
         network = read_model_config(config.model)
         write_atomic(folder / "open_clip_config.json", json.dumps(network, indent=2).encode())
-        write_atomic(folder / "open_clip_model.safetensors", to_bytes(fitted.module))
+        write_atomic(folder / "open_clip_model.safetensors", to_bytes(module))
     else:
-        network = fitted.module.config.as_dict()
-        write_atomic(folder / "model.safetensors", to_bytes(fitted.module))
+        network = module.config.as_dict()
+        write_atomic(folder / "model.safetensors", to_bytes(module))
     lines = "".join(json.dumps(line) + "\n" for line in fitted.progress.history)
     write_atomic(folder / "metrics.jsonl", lines.encode())
     last = fitted.progress.history[-1] if fitted.progress.history else {}
     metrics = {name: value for name, value in last.items() if name != "step"}
-    return Result(weights_sha256(fitted.module), network, metrics, fitted.samples)
+    return Result(weights_sha256(module), network, metrics, fitted.samples)
 
 
 def _own_encoder(workspace: Workspace, name: str) -> EncoderCard:

@@ -12,8 +12,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +33,8 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 _INIT_ATTEMPTS = 4
+_PLACES = 2
+"""Shards that a worker has at once: one under way, one waiting."""
 _OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -73,7 +77,9 @@ class Engine:
     """A Ray cluster: one joined at ``address``, or one started in this process and ended with it."""
 
     def __init__(self, address: str | None = None, *, cpus: int | None = None, temp_dir: str | None = None) -> None:
-        self.address, self._cpus, self._temp_dir = address, cpus, temp_dir
+        # Inside a submitted Ray job RAY_ADDRESS is set: the cluster that it was submitted to is meant.
+        self.address = address or os.environ.get("RAY_ADDRESS") or None
+        self._cpus, self._temp_dir = cpus, temp_dir
         self._own_temp: str | None = None
         self._joined = False
         self._lock = Lock()
@@ -95,10 +101,14 @@ class Engine:
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            on_terminate = signal.getsignal(signal.SIGTERM)
             if self.address is not None:
                 self._join()
             else:
                 self._start_local()
+            if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+                # Ray puts its own handler in place, which ends the process before the run is written down.
+                signal.signal(signal.SIGTERM, on_terminate)
 
     def _join(self) -> None:
         try:
@@ -182,7 +192,7 @@ class Engine:
         """Work off ``shards`` on a pool of actors, each of which makes its stage once; in order of completion.
 
         At most one shard a worker is under way and one waits (back-pressure: ``shards`` is drawn as needed).
-        A dead worker costs its own shards, which others take over.
+        A dead worker costs its own shards, which others take over: each alone, since one of them may have killed it.
 
         Raises:
             ClipmillError: raised by a stage: the run cannot go on. Work under way is cancelled.
@@ -197,7 +207,9 @@ class Engine:
         flying: dict[Any, _Task[S]] = {}
         try:
             while True:
-                while len(flying) < 2 * size and (again or not todo.empty()):
+                while again or not todo.empty():
+                    if not pool.room(again[0] if again else None):
+                        break
                     task = again.popleft() if again else _Task(todo.pop())
                     flying[pool.submit(task)] = task
                 if not flying:
@@ -267,6 +279,7 @@ class _Task(Generic[S]):
 
     shard: S
     tries: int = 0
+    suspect: bool = False
     slot: int = -1
     actor: Any = None
 
@@ -318,14 +331,22 @@ class _Pool:
     def _new(self) -> Any:
         return ray.remote(_Worker).options(**self._options).remote(self._factory)
 
+    def room(self, task: _Task[Any] | None) -> bool:
+        """Is there a place for this shard (None: a new one)?"""
+        return min(self._load) + self._weight(task) <= _PLACES
+
     def submit(self, task: _Task[Any]) -> Any:
         task.slot = min(range(len(self._load)), key=self._load.__getitem__)
         task.actor = self._actors[task.slot]
-        self._load[task.slot] += 1
+        self._load[task.slot] += self._weight(task)
         return task.actor.work.remote(task.shard)
 
     def release(self, task: _Task[Any]) -> None:
-        self._load[task.slot] -= 1
+        self._load[task.slot] -= self._weight(task)
+
+    @staticmethod
+    def _weight(task: _Task[Any] | None) -> int:
+        return _PLACES if task is not None and task.suspect else 1
 
     def failed(self, task: _Task[Any], exc: Exception) -> None:
         """Raise what ends the run, else count the failure, and replace the actor if it died."""
@@ -333,8 +354,10 @@ class _Pool:
         task.tries += 1
         if isinstance(cause := _cause(exc), ClipmillError):
             raise cause from exc
-        if isinstance(exc, ray.exceptions.RayActorError) and self._actors[task.slot] is task.actor:
-            self._actors[task.slot] = self._new()
+        if isinstance(exc, ray.exceptions.RayActorError):
+            task.suspect = True
+            if self._actors[task.slot] is task.actor:
+                self._actors[task.slot] = self._new()
 
     def close(self) -> None:
         for actor in self._actors:

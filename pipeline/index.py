@@ -19,6 +19,9 @@ from schemas.errors import CardError, ClipmillError
 
 EXACT_UP_TO = 50_000
 _SCALAR_UP_TO = 2_000_000
+_REFINE = 10
+"""A refined index scores this many times k candidates again."""
+
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 Keys = NDArray[np.int64]
@@ -47,7 +50,8 @@ def choose_factory(count: int, dim: int) -> str:
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     if count <= _SCALAR_UP_TO or dim % 4:
         return f"IVF{lists},SQ8"
-    return f"IVF{lists},PQ{dim // 4}x4fsr,Refine(SQ8)"
+    # A refined index numbers its vectors by itself: the keys need a map around it.
+    return f"IDMap2,IVF{lists},PQ{dim // 4}x4fsr,Refine(SQ8)"
 
 
 def build(keys: Keys, vectors: Vectors, factory: str, train_per_list: int = 256) -> faiss.Index:
@@ -96,14 +100,38 @@ def search(
             "a query has another dimension than the index", expected=f"D={index.d}", actual=str(rows.shape)
         )
     selector = faiss.IDSelectorBatch(np.ascontiguousarray(only, np.int64)) if only is not None else None
-    options: dict[str, Any] = {"sel": selector} if selector is not None else {}
-    if "IVF" in type(index).__name__:
-        options |= {"nprobe": (parameters or {}).get("nprobe", 1)}
-        found = index.search(rows, k, params=faiss.SearchParametersIVF(**options))
-    else:
-        found = index.search(rows, k, params=faiss.SearchParameters(**options) if options else None)
-    similarity, keys = found
+    similarity, keys = index.search(rows, k, params=_search_parameters(index, parameters or {}, selector))
     return similarity, keys
+
+
+def _search_parameters(index: Any, parameters: dict[str, int], selector: Any) -> Any:
+    """FAISS's search parameters for an index, through the layers around its lists: keys, rotation, refinement."""
+    fs: Any = faiss  # its stubs know no keyword arguments
+    options: dict[str, Any] = {"sel": selector} if selector is not None else {}
+    index = faiss.downcast_index(index)
+    if isinstance(index, (faiss.IndexIDMap, faiss.IndexIDMap2)):
+        inner = faiss.downcast_index(index.index)
+        if selector is not None and isinstance(inner, (faiss.IndexPreTransform, faiss.IndexRefine)):
+            # The map translates keys into positions in the outermost parameters alone.
+            selector = fs.IDSelectorTranslated(index.id_map, selector)
+        return _search_parameters(inner, parameters, selector)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _search_parameters(index.index, parameters, selector)
+        return fs.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _search_parameters(index.base_index, parameters, selector)
+        return fs.IndexRefineSearchParameters(k_factor=_REFINE, base_index_params=inner)
+    if isinstance(index, faiss.IndexIVF):
+        return fs.SearchParametersIVF(nprobe=parameters.get("nprobe", 1), **options)
+    return fs.SearchParameters(**options) if options else None
+
+
+def _lists(index: Any) -> int:
+    """Number of inverted lists, 1 for an index without."""
+    try:
+        return int(faiss.extract_index_ivf(index).nlist)
+    except RuntimeError:
+        return 1
 
 
 def measure(
@@ -113,7 +141,7 @@ def measure(
     exact = build(keys, vectors, "IDMap2,Flat") if factory != "IDMap2,Flat" else index
     _, truth = search(exact, queries, 10)  # [Q, 10]
     result = Measured(index, factory, {}, 0.0, 0.0, 0.0)
-    nlist = getattr(index, "nlist", 1)
+    nlist = _lists(index)
     for probes in [p for p in _PROBES if p <= nlist] or [1]:
         parameters = {"nprobe": probes} if nlist > 1 else {}
         _, found = search(index, queries, 10, parameters)

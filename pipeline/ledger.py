@@ -28,8 +28,10 @@ from pydantic import BaseModel
 
 from pipeline.tables import Commit, Part
 from pipeline.workspace import Workspace
-from schemas.errors import ClipmillError, CountsError
+from schemas.errors import ClipmillError, CountsError, GateRefused
 from schemas.tables import RUNS
+
+_OUTCOMES: dict[type[BaseException], str] = {KeyboardInterrupt: "interrupted", GateRefused: "refused"}
 
 
 class Run:
@@ -62,9 +64,9 @@ class Run:
         unequal = self._unequal_counts() if exc is None else None
         exc = exc or unequal
         if exc is None:
-            self.outcome = "done" if self._begun else "nothing to do"
+            self.outcome = "done"
         else:
-            self.outcome = "interrupted" if isinstance(exc, KeyboardInterrupt) else "failed"
+            self.outcome = _OUTCOMES.get(type(exc), "failed")
             self.error = str(exc) if isinstance(exc, ClipmillError) else f"{type(exc).__name__}: {exc}"
         if self._begun:
             self._write(ended=_now())

@@ -51,11 +51,11 @@ class Progress:
 
     def at(self, done: int, **notes: float) -> None:
         """``done`` in all are done."""
-        self.done = done
+        moved, self.done = done > self.done, done
         self.notes = "  ".join(f"{k} {v:,.4g}" for k, v in notes.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, rate=f"{self._rate():,.0f} {self.unit}/s", notes=self.notes)
-        elif time.monotonic() - self._last > _EVERY_SECONDS:
+        elif moved and time.monotonic() - self._last > _EVERY_SECONDS:
             self._line()
 
     def _rate(self) -> float:

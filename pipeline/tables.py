@@ -11,9 +11,12 @@ So no key is ever doubled, whoever races and whatever is killed between 1 and 2.
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -70,6 +73,10 @@ class Table:
             return DeltaTable(self.uri, version=version)
         except TableNotFoundError:
             return None
+        except (DeltaError, OSError) as exc:
+            raise WorkspaceError(
+                f"cannot read the table {self.uri}", actual=str(exc), remedy="check the path given as --workspace"
+            ) from exc
 
     def version(self) -> int:
         """The newest version, -1 where there is no table."""
@@ -87,7 +94,16 @@ class Table:
         table = self.open(version)
         if table is None:
             return pa.schema([self.spec.schema.field(n) for n in names]).empty_table()
-        return self._dataset(table).to_table(columns=names, filter=where)
+        dataset = self._dataset(table)
+        try:
+            return dataset.to_table(columns=names, filter=where)
+        except pa.ArrowNotImplementedError:
+            # delta-rs rewrites files (merge, compaction) with string views, to whose statistics Arrow compares no
+            # string: filter after reading, a batch at a time. A column that is only named like one used is no harm.
+            used = [n for n in self.spec.schema.names if n in names or n in str(where)]
+            batches = (pa.Table.from_batches([b]) for b in dataset.to_batches(columns=used))
+            found = [b.filter(where).select(names) for b in batches]
+            return pa.concat_tables([pa.schema([self.spec.schema.field(n) for n in names]).empty_table(), *found])
 
     def keys(self, where: pc.Expression | None = None) -> pa.Table:
         return self.read(self.spec.key, where)
@@ -144,12 +160,14 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(memoryview(data))
         except OSError as exc:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that became read-only
+                path.unlink(missing_ok=True)
             raise storage_error(exc, self.uri) from exc
         return Part(self.spec.name, name, rows.num_rows, data.size, keys, figures or {})
 
     def commit(self, parts: Sequence[Part], run: str) -> Commit:
         """Add ``parts`` in one transaction. Rows whose key is in the table already are left out."""
+        parts = self._disjoint(parts)
         for _ in range(_ATTEMPTS):
             table = self._open_or_create()
             fresh = [p for p in (self._without_known(part, table) for part in parts) if p.rows]
@@ -165,8 +183,9 @@ class Table:
             except CommitFailedError:
                 continue  # another writer was first: look again at what it added
             except (DeltaError, OSError) as exc:
-                raise WorkspaceError(f"cannot commit to {self.uri}", actual=str(exc)) from exc
-            return Commit(int(table.version()), sum(p.rows for p in fresh))
+                raise _commit_error(exc, self.uri) from exc
+            # Without retries the commit is the one after the version looked at; the handle itself stays behind.
+            return Commit(int(table.version()) + 1, sum(p.rows for p in fresh))
         raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
 
     def append(self, rows: pa.Table, run: str) -> Commit:
@@ -193,7 +212,7 @@ class Table:
             except CommitFailedError:
                 continue
             except (DeltaError, OSError) as exc:
-                raise WorkspaceError(f"cannot commit to {self.uri}", actual=str(exc)) from exc
+                raise _commit_error(exc, self.uri) from exc
             return int(table.version())
         raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
 
@@ -203,7 +222,7 @@ class Table:
             try:
                 return DeltaTable.create(self.uri, schema=self.spec.schema, mode="ignore", name=self.spec.name)
             except (DeltaError, OSError) as exc:
-                raise WorkspaceError(f"cannot create the table {self.uri}", actual=str(exc)) from exc
+                raise _commit_error(exc, self.uri) from exc
         have = {f.name for f in table.schema().fields}
         if missing := [n for n in self.spec.schema.names if n not in have]:
             raise SchemaError(
@@ -216,8 +235,21 @@ class Table:
 
     def _without_known(self, part: Part, table: DeltaTable) -> Part:
         """``part`` less the rows whose key ``table`` holds already: the part itself, as a rule."""
-        known = set(_tuples(self._candidates_for_overlap(part.keys, table)))
-        new = [key not in known for key in _tuples(part.keys)] if known else []
+        return self._without(part, set(_tuples(self._candidates_for_overlap(part.keys, table))))
+
+    def _disjoint(self, parts: Sequence[Part]) -> list[Part]:
+        """``parts`` less the rows whose key an earlier one of them holds."""
+        if len(parts) < 2:
+            return list(parts)
+        seen: set[tuple[Any, ...]] = set()
+        apart = []
+        for part in parts:
+            apart.append(self._without(part, seen))
+            seen.update(_tuples(part.keys))
+        return apart
+
+    def _without(self, part: Part, keys: set[tuple[Any, ...]]) -> Part:
+        new = [key not in keys for key in _tuples(part.keys)] if keys else []
         if all(new):
             return part
         with (UPath(self.uri) / part.path).open("rb") as file:
@@ -233,6 +265,16 @@ class Table:
         near = (pc.field(first) >= span["min"]) & (pc.field(first) <= span["max"])
         same = pc.field(first).isin(pc.unique(keys[first]))
         return self._dataset(table).to_table(columns=list(self.spec.key), filter=near & same)
+
+
+def _commit_error(exc: Exception, uri: str) -> WorkspaceError:
+    """delta-rs tells of a failed write in prose, with the number of the system's error in it."""
+    from pipeline.workspace import storage_error
+
+    number = re.search(r"os error (\d+)", str(exc))
+    if number:
+        return storage_error(OSError(int(number[1]), os.strerror(int(number[1]))), uri)
+    return WorkspaceError(f"cannot commit to {uri}", actual=str(exc), remedy="check the path given as --workspace")
 
 
 def _tuples(keys: pa.Table) -> list[tuple[Any, ...]]:

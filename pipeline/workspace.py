@@ -22,7 +22,15 @@ class Workspace:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         text = os.fspath(root)
-        self.root = UPath(text) if "://" in text else UPath(text).absolute()
+        try:
+            self.root = UPath(text) if "://" in text else UPath(text).absolute()
+        except (ValueError, ImportError) as exc:
+            raise UsageError(
+                f"--workspace {text} cannot be opened",
+                expected="a directory, s3://..., gs://...",
+                actual=str(exc),
+                remedy="for s3:// install clipmill[s3], for gs:// clipmill[gs]",
+            ) from exc
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[str]]:
         return Workspace, (str(self.root),)

@@ -143,9 +143,9 @@ class TrainConfig(JobConfig):
     steps: int = Field(10_000, ge=1, description="optimizer steps")
     batch_size: int = Field(256, ge=1, description="samples in one step, over all workers")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up; then cosine to zero")
+    muon_lr: float = Field(0.0, ge=0, description="peak learning rate of Muon for the blocks' matrices; 0: none")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up; then linear to zero")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW, matrices only")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
     clip_grad: float = Field(1.0, gt=0, description="limit of the gradient's norm")
     seed: int = Field(0, ge=0, description="initial weights, data order, noise and times")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a killed run loses at most these")
@@ -172,6 +172,9 @@ class ClipTrainConfig(TrainConfig):
     decorrelation_warmup: int = Field(200, ge=0, description="steps over which that weight grows")
     hard_negatives: bool = Field(
         False, description="add false captions with two swapped spans as wrong answers (NegCLIP)"
+    )
+    ordered_pairs: float = Field(
+        0.0, ge=0, description="weight of predicting a caption's ordered word pairs from either embedding"
     )
 
 
@@ -236,3 +239,20 @@ class StatusConfig(JobConfig):
     """Show what a workspace holds: tables, reasons of failures, encoders, indices, models, runs."""
 
     runs: int = Field(10, ge=0, description="newest runs to list")
+
+
+class DemoConfig(BaseModel):
+    """The whole pipeline on a small drawn world: URLs to a page of generated pictures, on two cores.
+
+    Killed or interrupted, the same command goes on where it stopped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field("demo", description="where everything goes: world/, ws/, report/index.html, demo.json")
+    pairs: int = Field(40_000, ge=500, description="scenes drawn, served and downloaded")
+    effort: float = Field(1.0, gt=0, description="factor on all training steps: 0.02 for a quick look, more for better")
+    seed: int = Field(0, ge=0, description="of the world, the training and the prompts")
+    prompts: int = Field(30, ge=1, description="prompts of each kind that are generated and judged")
+    candidates: int = Field(8, ge=1, description="pictures made for each prompt")
+    address: str | None = Field(None, description="Ray cluster to join; without it Ray starts in this process")

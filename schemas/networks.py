@@ -25,6 +25,7 @@ class PriorConfig(NetworkConfig):
     width: int = Field(128, description="width of the transformer")
     head_width: int = Field(32, description="width of one attention head")
     layers: int = Field(4, description="transformer layers")
+    use_states: bool = Field(True, description="condition on the text encoder's states beside the text embedding")
     timesteps: int = Field(1000, description="diffusion steps of the training schedule")
 
 

@@ -53,6 +53,20 @@ def load(cls: type[C], argv: Sequence[str], environ: Mapping[str, str], prog: st
         ) from exc
 
 
+def check_environment(environ: Mapping[str, str], known: set[str]) -> None:
+    """Raises UsageError for each variable of ours that no job reads: a slip of the pen would go unnoticed."""
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    if not unknown:
+        return
+    lines = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1)
+        lines.append(name + (f", did you mean {near[0]}?" if near else ""))
+    raise UsageError(
+        "unknown environment variable", actual="; ".join(lines), remedy="unset it, or see clipmill JOB --help"
+    )
+
+
 def variables(cls: type[BaseModel]) -> set[str]:
     """Names of the environment variables that ``cls`` reads."""
     return {_variable(path) for path, _ in _fields(cls)}
@@ -125,13 +139,20 @@ def _show(field: FieldInfo) -> str:
 def _from_text(cls: type[BaseModel], path: tuple[str, ...], text: str) -> Any:
     field = dict(_fields(cls))[path]
     if _is_sequence(field):
-        return json.loads(text) if text.lstrip().startswith("[") else [t for t in text.split(",") if t]
+        if not text.lstrip().startswith("["):
+            return [t for t in text.split(",") if t]
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise UsageError(f"{_variable(path)} is no JSON list", expected='["a", "b"] or a,b', actual=text) from exc
     return text
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
+    for i, name in enumerate(path[:-1], start=1):
         values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{'.'.join(path[:i])} is not a mapping", actual=repr(values))
     values[path[-1]] = value
 
 

@@ -91,9 +91,7 @@ def look(image: npt.NDArray[np.uint8]) -> tuple[tuple[Found, ...], str | None]:
 
 
 def _name_background(ground: Floats) -> str | None:
-    distance = {
-        name: float(np.linalg.norm(ground - np.array(rgb))) for name, rgb in BACKGROUNDS.items()
-    }
+    distance = {name: float(np.linalg.norm(ground - np.array(rgb))) for name, rgb in BACKGROUNDS.items()}
     name = min(distance, key=lambda key: distance[key])
     return name if distance[name] <= BACKGROUND_TOLERANCE else None
 
@@ -115,9 +113,7 @@ def _components(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
     label = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(label, 1)
-        spread = np.maximum.reduce(
-            [label, padded[2:, 1:-1], padded[:-2, 1:-1], padded[1:-1, 2:], padded[1:-1, :-2]]
-        )
+        spread = np.maximum.reduce([label, padded[2:, 1:-1], padded[:-2, 1:-1], padded[1:-1, 2:], padded[1:-1, :-2]])
         spread[~mask] = 0
         if (spread == label).all():
             break
@@ -142,9 +138,7 @@ def _split(part: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
 
 
 @cache
-def _templates() -> tuple[
-    npt.NDArray[np.float32], npt.NDArray[np.float32], list[tuple[str, str, float, float]]
-]:
+def _templates() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[tuple[str, str, float, float]]]:
     """Drawn templates [T, WINDOW^2], their squared norms [T], and the (shape, size, dx, dy) of each."""
     fine = 4
     axis = (np.arange(WINDOW * fine) + 0.5) / fine - WINDOW / 2

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.models.decoder import DecoderConfig
-from pipeline.models.prior import PriorConfig
+from schemas.networks import DecoderConfig, PriorConfig
 
 CONTEXT_LENGTH = 24
 EMBED_DIM = 64
@@ -33,16 +32,18 @@ CLIP_CONFIG: dict[str, Any] = {
     },
 }
 
-PRIOR_CONFIG = PriorConfig()
+PRIOR_CONFIG = PriorConfig(width=128, head_width=32, layers=4, use_states=False)
 DECODER_CONFIG = DecoderConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    steps: int = 700
-    batch: int = 256  # over all workers
+    steps: int = 1000
+    batch: int = 128  # over all workers
     lr: float = 3e-3
+    muon_lr: float = 0.02
     weight_decay: float = 0.02
+    pairs: float = 5.0  # weight of the ordered-pairs loss
     warmup: int = 100
     decorrelation: float = 0.3
     decorrelation_ramp: int = 200
@@ -51,9 +52,10 @@ class ClipRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    steps: int = 2500
-    batch: int = 64
+    steps: int = 1500
+    batch: int = 256
     lr: float = 2e-3
+    muon_lr: float = 0.02
     weight_decay: float = 0.01
     warmup: int = 100
     ema: float = 0.995
@@ -62,9 +64,10 @@ class PriorRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecipe:
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 64
     lr: float = 2e-3
+    muon_lr: float = 0.02
     weight_decay: float = 0.01
     warmup: int = 100
     ema: float = 0.995
@@ -72,5 +75,5 @@ class DecoderRecipe:
 
 
 PRIOR_STEPS = 5  # sampling
-DECODER_STEPS = 12
-GUIDANCE = 2.0
+DECODER_STEPS = 8
+GUIDANCE = 1.5

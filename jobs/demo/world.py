@@ -87,9 +87,7 @@ class Scene:
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def shape_mask(
-    shape: str, u: npt.NDArray[np.float64], v: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
+def shape_mask(shape: str, u: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Where the shape covers the points (u, v), its bounding square being [-1, 1]^2 with v downwards."""
     inside = (np.abs(u) <= 1) & (np.abs(v) <= 1)
     if shape == "square":
@@ -108,9 +106,9 @@ def draw(scene: Scene) -> Image.Image:
     n = IMAGE_SIZE * SUPERSAMPLING
     canvas = np.empty((n, n, 3), np.uint8)
     canvas[:] = BACKGROUNDS[scene.background]
-    for thing, (x, y) in zip(scene.objects, scene.places, strict=True):
+    for thing, place in zip(scene.objects, scene.places, strict=True):
+        x, y = place[0] + thing.dx, place[1] + thing.dy
         half = (SIZES[thing.size] + thing.dsize) / 2
-        x, y = x + thing.dx, y + thing.dy
         columns = slice(max(int((x - half) * n) - 1, 0), int((x + half) * n) + 2)
         rows = slice(max(int((y - half) * n) - 1, 0), int((y + half) * n) + 2)
         centres = (np.arange(n) + 0.5) / n
@@ -143,7 +141,7 @@ OMIT_SIZES, OMIT_BACKGROUND, CANONICAL_SHARE = 0.15, 0.30, 0.5
 
 def _phrase(opening: str, thing: Object, with_size: bool) -> str:
     words = f"{thing.size} {thing.colour}" if with_size else thing.colour
-    if opening.split()[-1] == "a" and words[0] in "aeiou":
+    if opening.endswith("a") and words[0] in "aeiou":
         opening += "n"
     return f"{opening} {words} {thing.shape}"
 
@@ -193,9 +191,7 @@ def parse_caption(text: str) -> Scene:
     objects = [Object(colour=part["colour1"], shape=part["shape1"], size=part["size1"])]
     if part["relation"] is not None:
         objects.append(Object(colour=part["colour2"], shape=part["shape2"], size=part["size2"]))
-    return Scene(
-        objects=tuple(objects), background=part["background"], relation=part["relation"]
-    )
+    return Scene(objects=tuple(objects), background=part["background"], relation=part["relation"])
 
 
 # ---- what is trained on, what is not --------------------------------------------------------------
@@ -275,18 +271,35 @@ _ACCEPT: dict[PromptKind, tuple[float, Callable[[Scene], bool]]] = {
 }
 
 
+def _different(n: int, rng: np.random.Generator, two_objects: float, accept: Callable[[Scene], bool]) -> list[Scene]:
+    """`n` scenes no two of which differ by their jitter alone."""
+    scenes: dict[Scene, Scene] = {}
+    for _ in range(1000 * n):
+        scene = sample_scene(rng, two_objects=two_objects, accept=accept)
+        scenes.setdefault(without_jitter(scene), scene)
+        if len(scenes) == n:
+            return list(scenes.values())
+    raise ValueError(f"expected to find {n} different scenes, found only {len(scenes)}")
+
+
+def without_jitter(scene: Scene) -> Scene:
+    still = tuple(replace(thing, dx=0.0, dy=0.0, dsize=0.0) for thing in scene.objects)
+    return replace(scene, objects=still)
+
+
 def prompt_scenes(kind: PromptKind, n: int, seed: int) -> list[Scene]:
     """`n` different scenes (without jitter) of a kind."""
     rng = np.random.default_rng([seed, 1 + PROMPT_KINDS.index(kind)])
-    two_objects, accept = _ACCEPT[kind]
-    scenes: dict[Scene, None] = {}
-    for _ in range(1000 * n):
-        scene = sample_scene(rng, two_objects=two_objects, accept=accept)
-        still = tuple(replace(thing, dx=0.0, dy=0.0, dsize=0.0) for thing in scene.objects)
-        scenes[replace(scene, objects=still)] = None
-        if len(scenes) == n:
-            return list(scenes)
-    raise ValueError(f"expected at most as many prompts as there are scenes of {kind!r}, got {n}")
+    return [without_jitter(scene) for scene in _different(n, rng, *_ACCEPT[kind])]
+
+
+def retrieval_scenes(n: int, seed: int) -> list[Scene]:
+    """`n` different scenes of the trained kinds: each has a caption that is true of no other.
+
+    To measure retrieval by: among plain pairs many a caption fits several pictures.
+    """
+    rng = np.random.default_rng([seed, 100])
+    return _different(n, rng, 0.5, lambda scene: not is_held_out(scene))
 
 
 def prompts(kind: PromptKind, n: int, seed: int) -> list[str]:

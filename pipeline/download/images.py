@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,8 +21,8 @@ from schemas.errors import Reason
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# Only decoders inside Pillow and OpenCV: never Ghostscript or another outside program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
+# Only decoders inside Pillow and OpenCV: never Ghostscript or another outside program. (MPO opens as JPEG.)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,27 @@ class Stored:
     phash: int
 
 
+@cache
+def _resizer_class() -> Any:
+    """img2dataset's Resizer, by its file: the package imports all of itself, torch included (9 CPU s a worker)."""
+    package = importlib.util.find_spec("img2dataset")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("img2dataset is not installed")
+    file = Path(package.submodule_search_locations[0], "resizer.py")
+    spec = importlib.util.spec_from_file_location("clipmill_img2dataset_resizer", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Resizer
+
+
 class ImageStage:
     """Encoded bytes -> :class:`Stored`. Raises Refused with the reason for what cannot be stored."""
 
     def __init__(self, config: DownloadConfig) -> None:
-        from img2dataset.resizer import Resizer
-
         self.config = config
-        self._resize = Resizer(
+        self._resize = _resizer_class()(
             image_size=config.image_size,
             resize_mode=config.resize_mode,
             resize_only_if_bigger=not config.upscale,

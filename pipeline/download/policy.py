@@ -19,6 +19,10 @@ from yarl import URL
 from schemas.errors import Reason
 
 _ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+_WITH_VALUE = frozenset({"max-image-preview", "max-snippet", "max-video-preview", "unavailable_after"})
+"""Directives which look like the name of a user agent: they, too, end with a colon."""
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Refused(Exception):
@@ -65,7 +69,8 @@ class Policy:
 
     def check_address(self, host: str, address: str, port: int) -> None:
         """Raises Refused unless ``address`` is public or ``host`` (with any or this port) is allowed."""
-        if {host.lower(), f"{host.lower()}:{port}"} & self.allow_hosts:
+        name = host.lower()
+        if {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"} & self.allow_hosts:
             return
         ip = _literal(address)
         if ip is None or not ip.is_global or ip.is_multicast:
@@ -77,12 +82,13 @@ class Policy:
             return
         agent = self.user_agent.split("/", 1)[0].lower()
         for header in headers:
-            who, _, rest = header.partition(":")
-            directives = rest if rest and "," not in who else header
-            if rest and "," not in who and who.strip().lower() not in ("", agent):
+            who, colon, rest = (part.strip().lower() for part in header.partition(":"))
+            named = bool(colon) and "," not in who and who not in _WITH_VALUE
+            if named and who not in ("", "*", agent):
                 continue
+            directives = rest if named else header
             if found := {d.strip().lower() for d in directives.split(",")} & _ROBOTS:
-                raise Refused(Reason.OPTED_OUT, f"X-Robots-Tag: {', '.join(sorted(found))}")
+                raise Refused(Reason.OPTED_OUT, f"X-Robots-Tag: {', '.join(sorted(found))}", 200)
 
 
 class GuardedResolver(AbstractResolver):
@@ -113,5 +119,7 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         except OSError:
             return None
     if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:  # a gateway hands these on to the IPv4 address at their end
+            return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         return ip.ipv4_mapped or ip.sixtofour or ip
     return ip

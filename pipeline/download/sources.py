@@ -49,7 +49,9 @@ def _expand(pattern: str) -> Iterator[UPath]:
     elif path.is_file():
         yield path
     elif path.protocol in ("", "file"):
-        yield from (UPath(hit) for hit in glob.glob(pattern, recursive=True))  # noqa: PTH207
+        # "**" matches folders, too, and even one that is not there.
+        hits = map(UPath, glob.glob(pattern, recursive=True))  # noqa: PTH207
+        yield from (hit for hit in hits if hit.is_file())
     else:
         fs = path.fs
         yield from (UPath(fs.unstrip_protocol(hit)) for hit in fs.glob(path.path))
@@ -77,11 +79,22 @@ def read_pairs(file: UPath, url_col: str, caption_col: str) -> pa.Table:
             actual="columns: " + ", ".join(table.column_names),
             remedy="name them with --url-col and --caption-col",
         )
-    urls = pc.fill_null(table[url_col].cast(pa.string()), "")
-    captions = pc.fill_null(table[caption_col].cast(pa.string()), "")
+    urls, captions = _texts(file, table, url_col), _texts(file, table, caption_col)
     keys = pair_keys(urls.to_pylist(), captions.to_pylist())
     source = pa.array([str(file)] * len(keys), pa.string())
     return pa.table({"pair_key": keys, "url": urls, "caption": captions, "source": source})
+
+
+def _texts(file: UPath, table: pa.Table, column: str) -> pa.ChunkedArray:
+    try:
+        return pc.fill_null(table[column].cast(pa.string()), "")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as exc:  # KeyError: there are two of that name
+        raise UsageError(
+            f"{file}: the column {column!r} is not a column of text",
+            expected="one column of strings",
+            actual=", ".join(str(f) for f in table.schema if f.name == column),
+            remedy="name another with --url-col or --caption-col",
+        ) from exc
 
 
 def read_table(file: UPath, columns: Sequence[str]) -> pa.Table:
@@ -97,8 +110,8 @@ def read_table(file: UPath, columns: Sequence[str]) -> pa.Table:
         with file.open("rb") as raw:
             stream: Any = pa.CompressedInputStream(raw, packed) if packed else raw
             return _read(stream, kind, columns)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as exc:
-        raise UsageError(f"{file} is not a readable {kind} file", actual=str(exc).splitlines()[0]) from exc
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        raise UsageError(f"{file} is not a readable {kind} file", actual=str(exc).partition("\n")[0]) from exc
 
 
 def _read(stream: IO[bytes], kind: str, columns: Sequence[str]) -> pa.Table:
@@ -111,17 +124,23 @@ def _read(stream: IO[bytes], kind: str, columns: Sequence[str]) -> pa.Table:
         return pyarrow.csv.read_csv(
             stream,
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True
-            ),
+            # Strings are never null: "NA", "null" and "None" are captions like any other.
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
         )
     data = stream.read()
     if kind == "txt":
-        lines = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in data.decode("utf-8-sig").split("\n") if line.strip()]
         empty = [""] * len(lines)
         return pa.table({name: pa.array(empty if i else lines, pa.string()) for i, name in enumerate(columns)})
     if kind == "json" and data.lstrip()[:1] == b"[":
-        return pa.Table.from_pylist(json.loads(data))
+        rows = json.loads(data)
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("not every element of the list is an object")
+        # A row may lack a key: it holds null there.
+        names = dict.fromkeys(name for row in rows for name in row)
+        if rows and not set(columns) <= names.keys():
+            return pa.schema([(name, pa.null()) for name in names]).empty_table()
+        return pa.table({name: [row.get(name) for row in rows] for name in columns})
     return pyarrow.json.read_json(pa.BufferReader(data))
 
 

@@ -22,8 +22,8 @@ def build_clip(config: Mapping[str, Any]) -> CLIP:
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
     if unknown := set(config) - known:
         raise ValueError(f"expected keys among {sorted(known)}, got {sorted(unknown)}")
-    text = {k: v for k, v in config["text_cfg"].items()}
-    vision = {k: v for k, v in config["vision_cfg"].items()}
+    text = dict(config["text_cfg"])
+    vision = dict(config["vision_cfg"])
     rest = {k: config[k] for k in ("quick_gelu", "init_logit_scale") if k in config}
     return CLIP(
         embed_dim=config["embed_dim"],
@@ -68,9 +68,7 @@ def contrastive_loss(
     logits_per_image = logit_scale * image @ answers.T  # [N, N (+ M)]
     logits_per_text = logits_per_image[:, : len(text)].T  # [N, N]
     target = torch.arange(len(image), device=image.device)
-    return (
-        F.cross_entropy(logits_per_image, target) + F.cross_entropy(logits_per_text, target)
-    ) / 2
+    return (F.cross_entropy(logits_per_image, target) + F.cross_entropy(logits_per_text, target)) / 2
 
 
 def decorrelation_loss(embedding: Tensor, *, gather: Gather = no_gather) -> Tensor:
@@ -105,8 +103,9 @@ class OrderedPairs(nn.Module):
     def __init__(self, tokens: Tensor, dim: int, *, classes: int = 2048) -> None:
         """tokens [N, L]: training captions; kept are the pairs whose presence is most uncertain."""
         super().__init__()
-        counted: list[Tensor] = [self._pairs(part).flatten() for part in tokens.split(4096)]
-        codes, counts = torch.cat([c[c >= 0] for c in counted]).unique(return_counts=True)
+        tokens = tokens[:: max(len(tokens) // 50_000, 1)]
+        parts = (self._pairs(part) for part in tokens.split(1024))
+        codes, counts = torch.cat([codes[codes >= 0] for codes in parts]).unique(return_counts=True)
         share = counts / len(tokens)
         doubt = share * (1 - share).clamp(min=0)
         kept = doubt.topk(min(classes, len(codes))).indices.sort().values
@@ -133,9 +132,7 @@ class OrderedPairs(nn.Module):
         codes = self._pairs(tokens)
         found = torch.searchsorted(self.codes, codes).clamp(max=len(self.codes) - 1)
         present = (self.codes[found] == codes).float()
-        return torch.zeros(len(tokens), len(self.codes), device=tokens.device).scatter_reduce(
-            1, found, present, "amax"
-        )
+        return torch.zeros(len(tokens), len(self.codes), device=tokens.device).scatter_reduce(1, found, present, "amax")
 
     def loss(self, embedding: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy as a part of its value without any knowledge of the image: 1 -> 0.
@@ -163,21 +160,22 @@ class SpanSwaps:
     def __init__(self, tokens: Tensor, *, longest: int = 4) -> None:
         """tokens [N, L]: the training captions."""
         self.longest = longest
-        self.vocabulary = tokens.unique()  # [V], ascending
-        v = len(self.vocabulary)
-        self.seen = torch.zeros(v + 1, v + 1, dtype=torch.bool)  # the last one: unknown tokens
-        ids = self._ids(tokens)  # [N, L]
-        self.seen[ids[:, :-1].flatten(), ids[:, 1:].flatten()] = True
+        self.seen = torch.cat([self._codes(t[:, :-1], t[:, 1:]).unique() for t in tokens.split(65536)]).unique()
 
-    def _ids(self, tokens: Tensor) -> Tensor:
-        found = torch.searchsorted(self.vocabulary, tokens).clamp(max=len(self.vocabulary) - 1)
-        return torch.where(self.vocabulary[found] == tokens, found, len(self.vocabulary))
+    @staticmethod
+    def _codes(first: Tensor, second: Tensor) -> Tensor:
+        return first * 2**24 + second
+
+    def _follows(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether the second token came right after the first somewhere in the training captions."""
+        codes = self._codes(first, second)
+        found = torch.searchsorted(self.seen, codes).clamp(max=len(self.seen) - 1)
+        return self.seen[found] == codes
 
     def swaps(self, tokens: Tensor) -> Tensor:
         """Which swaps are plausible: tokens [B, L] -> [B, S, L, L], spans of s + 1 tokens at i < j."""
         length = tokens.shape[1]
-        ids = self._ids(tokens)
-        follows = self.seen[ids[:, :, None], ids[:, None, :]]  # [B, L, L]: token q may follow token p
+        follows = self._follows(tokens[:, :, None], tokens[:, None, :])  # [B, L, L]: q after p is known
         back = follows.transpose(1, 2)
         differ = tokens[:, :, None] != tokens[:, None, :]  # [B, L, L]
         end = tokens.argmax(1)[:, None, None]  # [B, 1, 1], end of text has the highest number
@@ -195,7 +193,7 @@ class SpanSwaps:
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> (a false caption each [B, L], whether there is one [B])."""
-        b, length = tokens.shape
+        length = tokens.shape[1]
         possible = self.swaps(tokens).flatten(1)  # [B, S L L]
         lottery = torch.rand(possible.shape, generator=generator) * possible
         chosen = lottery.argmax(1)  # [B]

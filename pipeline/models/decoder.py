@@ -7,37 +7,15 @@ predicts the picture itself (x0) on the rectified-flow path x_t = (1 - t) x0 + t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.rows import padded
 from pipeline.models.whitening import Whitening
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    image_size: int = 32
-    patch_size: int = 8
-    embed_dim: int = 64
-    width: int = 160
-    layers: int = 4
-    head_width: int = 40
-    trunk_width: int = 384
-    trunk_layers: int = 2
-    use_text: bool = True  # condition on the text embedding as well
-    drop_image: float = 0.15  # parts of the training rows without the image embedding,
-    drop_text: float = 0.3  # without the text embedding,
-    drop_both: float = 0.1  # and without both, for guidance
-    blur: float = 0.0  # largest noise on the whitened image embedding in training
-    time_mean: float = 0.3  # t = sigmoid(N(mean, std)), and a part uniform in [0.8, 1]
-    time_std: float = 1.1
-    time_late: float = 0.45
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from schemas.networks import DecoderConfig
 
 
 def time_features(t: Tensor, dim: int) -> Tensor:
@@ -106,9 +84,7 @@ class Decoder(nn.Module):
         self.canvas = nn.Linear(c, self.tokens * w)
         self.patch_in = nn.Linear(pixels, w)
         self.position = nn.Parameter(torch.randn(self.tokens, w) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(w, config.head_width, c) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(w, config.head_width, c) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(w)
         self.patch_out = nn.Linear(w, pixels)
 
@@ -130,9 +106,7 @@ class Decoder(nn.Module):
         x = x.view(len(x), s // p, s // p, 3, p, p).permute(0, 3, 1, 4, 2, 5)
         return x.reshape(len(x), 3, s, s)
 
-    def condition(
-        self, image: Tensor, text: Tensor, has_image: Tensor, has_text: Tensor, blur: Tensor
-    ) -> Tensor:
+    def condition(self, image: Tensor, text: Tensor, has_image: Tensor, has_text: Tensor, blur: Tensor) -> Tensor:
         """The condition [B, C] of whitened embeddings [B, D], their presence [B] and noise level [B]."""
         parts = [image * has_image[:, None], has_image[:, None], (blur * has_image)[:, None]]
         if self.config.use_text:
@@ -151,9 +125,7 @@ class Decoder(nn.Module):
             x = block(x, c)
         return self.unpatchify(self.patch_out(self.norm_out(x)))
 
-    def loss(
-        self, pictures: Tensor, image: Tensor, text: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def loss(self, pictures: Tensor, image: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
         """Squared error of x0, weighted by 1 / max(t, 0.3)^2: pictures [B, 3, S, S] in [-1, 1].
 
         image, text [B, D]: unit-norm embeddings. Each is left out of some rows (classifier-free
@@ -170,9 +142,7 @@ class Decoder(nn.Module):
         )  # [B]
         neither = draws[1] < g.drop_both
         alone = draws[1] < g.drop_both + g.drop_image
-        silent = (draws[1] >= g.drop_both + g.drop_image) & (
-            draws[1] < g.drop_both + g.drop_image + g.drop_text
-        )
+        silent = (draws[1] >= g.drop_both + g.drop_image) & (draws[1] < g.drop_both + g.drop_image + g.drop_text)
         has_image = (~(neither | alone)).float()  # [B]
         has_text = (~(neither | silent)).float()  # [B]
         blur = draws[2] * g.blur  # [B]
@@ -200,17 +170,19 @@ class Decoder(nn.Module):
         image, text [B, D]: unit-norm embeddings; blur: how far the image embedding is to be
         trusted (the noise level it is taken to have).
         """
+        rows = len(noise)
+        image, text, noise = padded(image, text, noise)
         ones = torch.ones(len(noise), device=noise.device)
         z, z_text = self.image_whitening(image), self.text_whitening(text)
         given = self.condition(z, z_text, ones, ones, blur * ones)  # [B, C]
         nothing = self.condition(z, z_text, 0 * ones, 0 * ones, 0 * ones)
         x = noise
         times = torch.linspace(1, 0, steps + 1).tolist()
-        for t, t_next in zip(times, times[1:], strict=False):
+        for t, t_next in pairwise(times):
             x0 = self(x, t * ones, given)
             if guidance != 1:
                 x0_nothing = self(x, t * ones, nothing)
                 x0 = x0_nothing + guidance * (x0 - x0_nothing)
             x0 = x0.clamp(-1, 1)
             x = x0 + (x - x0) * (t_next / t)  # the straight line to x0
-        return x
+        return x[:rows]

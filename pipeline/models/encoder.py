@@ -174,7 +174,7 @@ def _load(model: str, pretrained: str | None) -> tuple[Any, Any, Any]:
             f"cannot load the encoder {model}{':' + pretrained if pretrained else ''}",
             expected="MODEL[:TAG|:PATH], hf-hub:ID, local-dir:PATH, or the name of a CLIP trained in this workspace",
             actual=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
-            remedy="open_clip.list_pretrained() lists models and tags; its weights must be in the cache or within reach",
+            remedy="open_clip.list_pretrained() lists models and tags; weights must be cached or within reach",
         ) from exc
 
 

@@ -7,7 +7,9 @@ reproducible and can go on from any step.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,7 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def learning_rate(
-    step: int, *, steps: int, peak: float, warmup: int = 100, final: float = 0.0
-) -> float:
+def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 100, final: float = 0.0) -> float:
     """Linear warm-up, then a cosine from `peak` to `final` x peak at `steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -30,14 +30,33 @@ def learning_rate(
     return peak * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.AdamW:
+def schedule(step: int, *, steps: int, warmup: int = 100) -> float:
+    """The part of the peak learning rate at a step: linear warm-up, then linear to zero at `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(steps - step, 0) / max(steps - warmup, 1)
+
+
+def adamw(
+    model: nn.Module | Iterable[Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+) -> torch.optim.AdamW:
     """AdamW; no decay for vectors and scalars (biases, norms, temperatures)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = model.parameters() if isinstance(model, nn.Module) else model
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
@@ -62,7 +81,9 @@ class Muon(torch.optim.Optimizer):
     to queries, keys and values) is treated as that many.
     """
 
-    def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -77,7 +98,11 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 m = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(m, group["momentum"])  # Nesterov
-                pieces = p.shape[0] // p.shape[1] if p.shape[0] % p.shape[1] == 0 and p.shape[0] // p.shape[1] in (3, 6) else 1
+                pieces = (
+                    p.shape[0] // p.shape[1]
+                    if p.shape[0] % p.shape[1] == 0 and p.shape[0] // p.shape[1] in (3, 6)
+                    else 1
+                )
                 for q, u in zip(p.chunk(pieces), update.chunk(pieces), strict=True):
                     updates.setdefault(u.shape, []).append((q, u))
             for shape, pairs in updates.items():
@@ -86,9 +111,42 @@ class Muon(torch.optim.Optimizer):
                     q.mul_(1 - group["lr"] * group["weight_decay"]).add_(o, alpha=-scale)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+HIDDEN = re.compile(r"(resblocks|blocks)\.\d+\.(?!modulation)")
+
+
+class Optimizers:
+    """AdamW, and Muon for the matrices of a transformer's blocks if `muon_lr` > 0, stepped as one.
+
+    `step` sets both learning rates to `share` of their peak, clips the gradient's norm and clears it.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, muon_lr: float, weight_decay: float) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        hidden = [
+            p
+            for name, p in model.named_parameters()
+            if p.requires_grad and muon_lr and p.ndim == 2 and HIDDEN.search(name)
+        ]
+        chosen = {id(p) for p in hidden}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw(rest, lr=lr, weight_decay=weight_decay), lr)]
+        if hidden:
+            self.parts.append((Muon(hidden, lr=muon_lr, weight_decay=weight_decay), muon_lr))
+
+    def step(self, share: float, *, max_norm: float = 1.0) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, max_norm)
+        for optimizer, peak in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): optimizer.state_dict() for i, (optimizer, _) in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, (optimizer, _) in enumerate(self.parts):
+            optimizer.load_state_dict(state[str(i)])
 
 
 def averaged(model: nn.Module, decay: float = 0.999) -> AveragedModel:

@@ -7,29 +7,15 @@ directly (x0), on the squared-cosine schedule (Nichol and Dhariwal, 2021).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
 from diffusers import PriorTransformer
 from torch import Tensor, nn
 
+from pipeline.models.rows import padded
 from pipeline.models.whitening import Whitening
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    embed_dim: int = 64
-    state_dim: int = 64  # width W of the text encoder's states
-    context_length: int = 24
-    width: int = 128
-    head_width: int = 32
-    layers: int = 4
-    use_states: bool = True  # condition on the token states beside the text embedding
-    timesteps: int = 1000
-
-    def as_dict(self) -> dict[str, int | bool]:
-        return asdict(self)
+from schemas.networks import PriorConfig
 
 
 def squared_cosine(timesteps: int) -> Tensor:
@@ -38,10 +24,7 @@ def squared_cosine(timesteps: int) -> Tensor:
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    betas = [
-        min(1 - alpha_bar((i + 1) / timesteps) / alpha_bar(i / timesteps), 0.999)
-        for i in range(timesteps)
-    ]
+    betas = [min(1 - alpha_bar((i + 1) / timesteps) / alpha_bar(i / timesteps), 0.999) for i in range(timesteps)]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float()
 
 
@@ -77,21 +60,18 @@ class DiffusionPrior(nn.Module):
 
     def denoise(self, z_t: Tensor, t: Tensor, text: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """The whitened embedding [B, D] that the network sees in z_t [B, D] at step t [B]."""
-        words = {
-            "encoder_hidden_states": self.states_in(states),  # [B, L, D]
-            "attention_mask": mask,  # [B, L]
-        }
+        words = {}
+        if self.config.use_states:
+            words = {"encoder_hidden_states": self.states_in(states), "attention_mask": mask}  # [B, L, D], [B, L]
         out = self.network(
             z_t,  # [B, D]
             t,  # [B]
             proj_embedding=self.text_whitening(text),  # [B, D]
-            **(words if self.config.use_states else {}),
+            **words,
         )
         return cast(Tensor, out.predicted_image_embedding)
 
-    def loss(
-        self, image: Tensor, text: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def loss(self, image: Tensor, text: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of x0 (DALL-E 2, equation 2): image, text [B, D] unit-norm."""
         z = self.image_whitening(image)  # [B, D]
         t = torch.randint(0, self.config.timesteps, (len(z),), generator=generator).to(z.device)
@@ -101,10 +81,10 @@ class DiffusionPrior(nn.Module):
         return (self.denoise(z_t, t, text, states, mask) - z).square().mean()
 
     @torch.no_grad()
-    def sample(
-        self, text: Tensor, states: Tensor, mask: Tensor, noise: Tensor, steps: int = 5
-    ) -> Tensor:
+    def sample(self, text: Tensor, states: Tensor, mask: Tensor, noise: Tensor, steps: int = 5) -> Tensor:
         """DDIM without added noise (Song et al., 2021, equation 12): noise [B, D] -> unit-norm [B, D]."""
+        rows = len(noise)
+        text, states, mask, noise = padded(text, states, mask, noise)
         times = torch.linspace(self.config.timesteps - 1, 0, steps + 1).round().long()[:-1].tolist()
         z_t = noise  # [B, D]
         z = noise
@@ -114,4 +94,4 @@ class DiffusionPrior(nn.Module):
                 a, a_next = self.alpha_bar[t], self.alpha_bar[t_next]
                 eps = (z_t - a.sqrt() * z) / (1 - a).sqrt()
                 z_t = a_next.sqrt() * z + (1 - a_next).sqrt() * eps
-        return nn.functional.normalize(self.image_whitening.inverse(z), dim=-1)
+        return nn.functional.normalize(self.image_whitening.inverse(z[:rows]), dim=-1)

@@ -44,10 +44,7 @@ def probe_accuracy(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(batch)[: len(x) // batch]:
-            losses = [
-                F.cross_entropy(logits, y[rows, i])
-                for i, logits in enumerate(probe(x[rows]).split(classes, 1))
-            ]
+            losses = [F.cross_entropy(logits, y[rows, i]) for i, logits in enumerate(probe(x[rows]).split(classes, 1))]
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()
             optimizer.step()

@@ -32,8 +32,7 @@ class Whitening(nn.Module):
         """Take the constants from vectors [N, D]; `floor` keeps noise from being blown up."""
         if vectors.ndim != 2 or vectors.shape[1] != len(self.mean) or len(vectors) < 2:
             raise ValueError(
-                f"expected at least two vectors of {len(self.mean)} dimensions, "
-                f"got shape {tuple(vectors.shape)}"
+                f"expected at least two vectors of {len(self.mean)} dimensions, got shape {tuple(vectors.shape)}"
             )
         x = vectors.to(torch.float64)
         mean = x.mean(0)  # [D]

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from upath import UPath
 
 from pipeline.models.encoder import pick_device, pick_dtype
-from pipeline.models.optim import adamw, averaged, learning_rate, set_lr, step_generator
+from pipeline.models.optim import Optimizers, averaged, schedule, step_generator
 from pipeline.workspace import write_atomic
 from schemas.configs import TrainConfig
 from schemas.errors import ClipmillError, UsageError
@@ -98,30 +98,27 @@ def fit(task: Task, config: TrainConfig, folder: UPath, place: Place, report: Re
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     module = task.module.to(device).train()
-    optimizer = adamw(module, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+    optimizer = Optimizers(module, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     shadow = averaged(module, ema) if ema else None
     state = _State(module, optimizer, shadow, config_digest(config))
     progress = state.load(folder / CHECKPOINT)
-    share = config.batch_size // place.world
+    each = config.batch_size // place.world
     dtype = pick_dtype(config.precision, device)
     rows_order = _Order(task.size, config)
     for step in range(progress.step, config.steps):
-        lr = learning_rate(step, steps=config.steps, peak=config.lr, warmup=config.warmup)
-        set_lr(optimizer, lr)
-        mine = rows_order(step)[place.rank * share : (place.rank + 1) * share]
+        mine = rows_order(step)[place.rank * each : (place.rank + 1) * each]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss, figures = task.loss(mine, step_generator(config.seed, step, place.rank), step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if place.world > 1:
             average_gradients(module, place.world)
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_grad)
-        optimizer.step()
+        share = schedule(step, steps=config.steps, warmup=config.warmup)
+        optimizer.step(share, max_norm=config.clip_grad)
         if shadow is not None:
             shadow.update_parameters(module)
         progress.step = step + 1
         if progress.step % config.log_every == 0 or progress.step == config.steps:
-            line = {"step": progress.step, "lr": lr, "loss": float(loss), "grad_norm": float(norm)}
+            line = {"step": progress.step, "lr": share * config.lr, "loss": float(loss)}
             line |= {name: float(value) for name, value in figures.items()}
             if not np.isfinite(line["loss"]):
                 raise ClipmillError(
@@ -159,17 +156,16 @@ class _Order:
 class _State:
     """All that a checkpoint holds, to and from one safetensors file (never pickle)."""
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, shadow: AveragedModel | None, config: str
-    ) -> None:
+    def __init__(self, module: nn.Module, optimizer: Optimizers, shadow: AveragedModel | None, config: str) -> None:
         self.module, self.optimizer, self.shadow, self.config = module, optimizer, shadow, config
 
     def save(self, path: UPath, progress: Progress) -> None:
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         if self.shadow is not None:
             tensors |= {f"shadow.{k}": v for k, v in self.shadow.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        for part, saved in self.optimizer.state_dict().items():
+            for i, state in saved["state"].items():
+                tensors |= {f"optimizer.{part}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         about = {"step": str(progress.step), "config": self.config, "history": json.dumps(progress.history)}
         flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         write_atomic(path, save_tensors(flat, about))
@@ -192,8 +188,8 @@ class _State:
             self.shadow.load_state_dict(_under(tensors, "shadow."))
         saved = self.optimizer.state_dict()
         for name, tensor in _under(tensors, "optimizer.").items():
-            i, _, key = name.partition(".")
-            saved["state"].setdefault(int(i), {})[key] = tensor
+            part, i, key = name.split(".", 2)
+            saved[part]["state"].setdefault(int(i), {})[key] = tensor
         self.optimizer.load_state_dict(saved)
         return Progress(int(about["step"]), json.loads(about["history"]))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.clip import (
+    OrderedPairs,
     SpanSwaps,
     build_clip,
     contrastive_loss,
@@ -28,19 +29,25 @@ _CACHE = 1 << 30
 _SWAPS = 1
 
 
+class ClipWithHeads(nn.Module):
+    """A CLIP and what is only trained with it."""
+
+    def __init__(self, clip: nn.Module, pairs: OrderedPairs | None) -> None:
+        super().__init__()
+        self.clip, self.pairs = clip, pairs
+
+
 class ClipTask:
-    """Contrastive training (CLIP, figure 3), with optional decorrelation and false captions."""
+    """Contrastive training (CLIP, figure 3), with optional decorrelation, false captions and ordered pairs."""
 
     def __init__(
-        self,
-        config: ClipTrainConfig,
-        open_clip_config: dict[str, Any],
-        pictures: Pictures,
-        tokens: Tensor,
-        world: int,
+        self, config: ClipTrainConfig, open_clip_config: dict[str, Any], pictures: Pictures, tokens: Tensor, world: int
     ) -> None:
         torch.manual_seed(config.seed)
-        self.module: nn.Module = build_clip(open_clip_config["model_cfg"])
+        network = open_clip_config["model_cfg"]
+        clip = build_clip(network)
+        pairs = OrderedPairs(tokens, network["embed_dim"]) if config.ordered_pairs else None
+        self.module: nn.Module = ClipWithHeads(clip, pairs)
         self.config, self.pictures, self.tokens, self.size = config, pictures, tokens, len(tokens)
         self.gather = gather_with_grad if world > 1 else no_gather
         self.swaps = SpanSwaps(tokens) if config.hard_negatives else None
@@ -51,25 +58,35 @@ class ClipTask:
 
     def loss(self, rows: Rows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         model: Any = self.module
+        clip, config = model.clip, self.config
         pixels = (self.pictures[rows].to(self.device).float() - self.mean) / self.std  # [B, 3, S, S]
-        tokens, n = self.tokens[torch.from_numpy(rows)], len(rows)
-        image = model.encode_image(pixels, normalize=True)  # [B, D]
-        if self.swaps is not None:
-            false, found = self.swaps(tokens, generator)
-            # Where no swap is plausible the vector is zero: a wrong answer that costs next to nothing, and all
-            # workers keep B rows.
-            both = model.encode_text(torch.cat([tokens, false]).to(self.device), normalize=True)  # [2B, D]
-            text, negatives = both[:n], both[n:] * found.to(self.device).unsqueeze(1)
-        else:
-            text, negatives = model.encode_text(tokens.to(self.device), normalize=True), None
-        scale = model.logit_scale.exp().clamp(max=100)
-        contrast = contrastive_loss(image, text, scale, negatives=negatives, gather=self.gather)
-        figures = {"contrast": contrast.detach(), "scale": scale.detach()}
-        if not self.config.decorrelation:
-            return contrast, figures
-        spread = decorrelation_loss(image, gather=self.gather) + decorrelation_loss(text, gather=self.gather)
-        ramp = min((step + 1) / max(self.config.decorrelation_warmup, 1), 1.0)
-        return contrast + self.config.decorrelation * ramp * spread, figures | {"spread": spread.detach()}
+        tokens = self.tokens[torch.from_numpy(rows)]  # [B, L]
+        image = clip.encode_image(pixels, normalize=True)  # [B, D]
+        text, negatives = self._texts(clip, tokens, generator)
+        scale = clip.logit_scale.exp().clamp(max=100)
+        loss = contrastive_loss(image, text, scale, negatives=negatives, gather=self.gather)
+        figures = {"contrast": loss.detach(), "scale": scale.detach()}
+        if config.decorrelation:
+            spread = decorrelation_loss(image, gather=self.gather) + decorrelation_loss(text, gather=self.gather)
+            ramp = min((step + 1) / max(config.decorrelation_warmup, 1), 1.0)
+            loss = loss + config.decorrelation * ramp * spread
+            figures["spread"] = spread.detach()
+        if model.pairs is not None:
+            targets = model.pairs.targets(tokens.to(self.device))
+            told = (model.pairs.loss(image, targets) + model.pairs.loss(text, targets)) / 2
+            loss = loss + config.ordered_pairs * told
+            figures["pairs"] = told.detach()
+        return loss, figures
+
+    def _texts(self, clip: Any, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of the captions [B, D], and of a false one for each [B, D]."""
+        if self.swaps is None:
+            return clip.encode_text(tokens.to(self.device), normalize=True), None
+        false, found = self.swaps(tokens, generator)
+        both = clip.encode_text(torch.cat([tokens, false]).to(self.device), normalize=True)  # [2B, D]
+        # Where no swap is plausible the vector is zero: a wrong answer that costs next to nothing, and all
+        # workers keep B rows.
+        return both[: len(tokens)], both[len(tokens) :] * found.to(self.device).unsqueeze(1)
 
 
 class PriorTask:
@@ -79,24 +96,23 @@ class PriorTask:
         self, config: PriorTrainConfig, encoder: Encoder, captions: Sequence[str], image: Tensor, text: Tensor
     ) -> None:
         torch.manual_seed(config.seed)
-        self.states = _TextStates(encoder, captions)
-        network = config.network.model_copy(
-            update={
-                "embed_dim": encoder.card.dim,
-                "state_dim": self.states.width,
-                "context_length": encoder.card.context_length,
-            }
-        )
-        model = DiffusionPrior(network)
+        self.states = _TextStates(encoder, captions) if config.network.use_states else None
+        sizes = {"embed_dim": encoder.card.dim, "context_length": encoder.card.context_length}
+        if self.states is not None:
+            sizes["state_dim"] = self.states.width
+        model = DiffusionPrior(config.network.model_copy(update=sizes))
         model.fit_whitening(image, text, config.whitening_floor)
         self.module: nn.Module = model
         self.image, self.text, self.size, self.device = image, text, len(image), pick_device()
 
     def loss(self, rows: Rows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        states, mask = self.states(rows)
         index = torch.from_numpy(rows)
         model: Any = self.module
         image, text = self.image[index].to(self.device), self.text[index].to(self.device)
+        if self.states is not None:
+            states, mask = self.states(rows)
+        else:  # the network looks at the embedding alone
+            states, mask = text[:, None], torch.ones(len(rows), 1, dtype=torch.bool, device=self.device)
         return model.loss(image, text, states, mask, generator), {}
 
 

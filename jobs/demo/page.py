@@ -1,0 +1,110 @@
+"""The demo's page: one HTML file with everything inside, to be looked at."""
+
+from __future__ import annotations
+
+import base64
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+from jinja2 import Environment, StrictUndefined
+
+from jobs.demo import judge, world
+from jobs.evaluate import read_history
+from pipeline.ledger import Run
+from pipeline.plots import Axes, Curves, lines
+
+if TYPE_CHECKING:
+    from jobs.demo.chain import Demo
+
+_SHOWN = 6
+"""Prompts of each kind on the page; all are in the tables."""
+
+
+def write_page(demo: Demo, result: dict[str, Any], run: Run) -> None:
+    """Write ``report/index.html``."""
+    template = resources.files("jobs.demo").joinpath("page.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+    demo.report.mkdir(parents=True, exist_ok=True)
+    html = page.render(
+        result=result,
+        metrics=result["metrics"],
+        kinds=judge.KINDS,
+        n=str(demo.config.candidates),
+        flow=_flow(demo, result),
+        queries=_queries(demo),
+        sheets=_sheets(demo),
+        plots=_plots(result["metrics"], run),
+        pairs=_pairs(demo),
+    )
+    (demo.report / "index.html").write_text(html, encoding="utf-8")
+
+
+def _flow(demo: Demo, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data's way: each step with what came out of it and its seconds."""
+    figures, seconds, counts = demo.state["figures"], result["seconds"], result["counts"]
+    models = figures["train prior and decoder"]
+    index = figures["index"]
+    rows = [
+        ("world", "drawn and served over HTTP", f"{demo.config.pairs:,} pictures with captions"),
+        ("download", "URL → image, or a row with its reason", f"{counts['images']:,} rows of images"),
+        ("train clip", "contrastive, from scratch", f"{figures['train clip']['step']:,} steps"),
+        ("embed", "image and text vectors", f"{counts['embeddings']:,} rows of embeddings"),
+        ("index", "FAISS, recall measured", f"{index['count']:,} vectors, recall@10 {index['image_recall_at_10']:.3f}"),
+        ("query", "text → nearest pictures", f"{len(figures['query']['queries'])} queries"),
+        (
+            "train prior and decoder",
+            "text → embedding, embedding → picture, side by side",
+            f"{models['prior']['step']:,} and {models['decoder']['step']:,} steps",
+        ),
+        ("generate", "prompts → candidates, ranked by CLIP", f"{counts['candidates']:,} candidates"),
+        ("evaluate", "retrieval, prior, verdicts on pixels", f"{figures['evaluate']['job']['pairs']:,} held-out pairs"),
+    ]
+    return [{"name": name, "what": what, "out": out, "seconds": seconds.get(name, 0.0)} for name, what, out in rows]
+
+
+def _queries(demo: Demo) -> list[dict[str, Any]]:
+    queries = demo.state["figures"]["query"]["queries"]
+    keys = [r["pair_key"] for q in queries for r in q["results"]]
+    rows = demo.workspace.table("images").read(["pair_key", "image"], pc.field("pair_key").isin(keys)).to_pylist()
+    images = {row["pair_key"]: _data(row["image"]) for row in rows}
+    return [
+        {"text": q["text"], "results": [r | {"image": images[r["pair_key"]]} for r in q["results"]]} for q in queries
+    ]
+
+
+def _sheets(demo: Demo) -> dict[str, list[dict[str, Any]]]:
+    """Some prompts of each kind, their candidates in rank order with the checker's verdicts."""
+    rows = demo.candidates()
+    sheets: dict[str, list[dict[str, Any]]] = {}
+    for kind, prompts in demo.prompts().items():
+        sheets[kind] = [
+            {"prompt": p, "candidates": [r | {"image": _data(r["image"])} for r in rows if r["prompt"] == p]}
+            for p in prompts[:_SHOWN]
+        ]
+    return sheets
+
+
+def _pairs(demo: Demo) -> list[dict[str, str]]:
+    """A few training pairs, as drawn."""
+    return [{"caption": caption, "image": _data(png)} for _, caption, png in world.training_pairs(8, demo.config.seed)]
+
+
+def _plots(metrics: dict[str, Any], run: Run) -> dict[str, str]:
+    plots = {}
+    for kind in ("clip", "prior", "decoder"):
+        history = [h for card in run.workspace.models(kind) for h in read_history(run, kind, card.name)]
+        curve = {kind: ([h["step"] for h in history], [h["loss"] for h in history])}
+        plots[kind] = _data(lines(curve, Axes(f"training loss: {kind}", "step", "loss", log_y=True)))
+    for kind, g in metrics["generation"].items():
+        curves: Curves = {
+            name: ([float(n) for n in g[key]], list(g[key].values()))
+            for name, key in (("ranked by CLIP", "best_of"), ("oracle", "oracle"))
+        }
+        axes = Axes(judge.KINDS[kind], "best of N", "matches", ticks=tuple(float(n) for n in g["best_of"]))
+        plots[kind] = _data(lines(curves, axes))
+    return plots
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

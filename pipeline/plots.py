@@ -1,0 +1,43 @@
+"""Plots of reports, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Title and labels of a plot."""
+
+    title: str
+    x: str
+    y: str
+    log_y: bool = False
+    ticks: tuple[float, ...] = ()
+
+
+def lines(curves: Curves, axes: Axes) -> bytes:
+    """Named curves, each (x, y), in one picture."""
+    figure, area = plt.subplots(figsize=(4.8, 3.0), dpi=120)
+    for name, (x, y) in curves.items():
+        area.plot(x, y, label=name, linewidth=1.6, marker="o" if len(x) < 20 else "", markersize=3)
+    area.set(title=axes.title, xlabel=axes.x, ylabel=axes.y, yscale="log" if axes.log_y else "linear")
+    if axes.ticks:
+        area.set_xticks(axes.ticks, [f"{t:g}" for t in axes.ticks])
+    area.grid(alpha=0.3)
+    if len(curves) > 1:
+        area.legend(fontsize=8)
+    out = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(out, format="png")
+    plt.close(figure)
+    return out.getvalue()
