@@ -51,7 +51,7 @@ def encoder_of(workspace: Workspace, card: EncoderCard) -> Encoder:
 
 def save_card(workspace: Workspace, card: EncoderCard) -> None:
     """Keep an encoder's card with the workspace: indices, models and queries check against it."""
-    from pipeline.workspace import write_atomic
+    from pipeline.storage import write_atomic
 
     write_atomic(workspace.root / CARDS / f"{card.id}.json", card.to_json().encode())
 

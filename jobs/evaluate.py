@@ -18,7 +18,7 @@ from pipeline.engine import Engine
 from pipeline.evaluate import best_of, cosine, powers, retrieval
 from pipeline.ledger import Run
 from pipeline.plots import Axes, lines
-from pipeline.workspace import write_atomic
+from pipeline.storage import write_atomic
 from schemas.cards import EncoderCard
 from schemas.configs import EvaluateConfig, TrainConfig
 from schemas.vectors import unpack

@@ -26,7 +26,7 @@ from pipeline.index import (
     to_bytes,
 )
 from pipeline.ledger import Run
-from pipeline.workspace import write_atomic
+from pipeline.storage import write_atomic
 from schemas.cards import EncoderCard, IndexCard, IndexFile
 from schemas.configs import IndexConfig
 from schemas.errors import GateRefused, NothingToDo

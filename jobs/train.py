@@ -14,7 +14,8 @@ from jobs.encoders import embedded_encoders, encoder_of, read_card
 from pipeline.engine import Engine, Rank, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.storage import write_atomic
+from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard, ModelCard
 from schemas.configs import ClipTrainConfig, DecoderTrainConfig, PriorTrainConfig, TrainConfig
 from schemas.errors import NothingToDo, UsageError

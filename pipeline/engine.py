@@ -36,6 +36,8 @@ _INIT_ATTEMPTS = 4
 _PLACES = 2
 """Shards that a worker has at once: one under way, one waiting."""
 _OBJECT_STORE_BYTES = 1 << 30
+_TEMP = "clipmill-"
+_TEMP_ROOT = "/tmp" if os.name == "posix" else None  # noqa: S108 - Unix sockets inside: at most 107 characters
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Engine:
 
     def _start_local(self) -> None:
         if self._temp_dir is None:
-            # Unix sockets inside must stay under 107 characters: a short folder of our own.
-            self._temp_dir = self._own_temp = tempfile.mkdtemp(prefix="cm-", dir="/tmp" if os.name == "posix" else None)  # noqa: S108
+            _sweep()
+            self._temp_dir = self._own_temp = tempfile.mkdtemp(prefix=f"{_TEMP}{os.getpid()}-", dir=_TEMP_ROOT)
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             # A token for this cluster alone; Ray would put one into the home directory.
             token = Path(self._temp_dir, "token")
@@ -380,6 +382,14 @@ class _Peekable(Generic[S]):
         """The next item. Raises IndexError at the end."""
         self.empty()
         return self._head.pop()
+
+
+def _sweep() -> None:
+    """Remove the folders of clusters whose process was killed."""
+    for folder in Path(_TEMP_ROOT or tempfile.gettempdir()).glob(f"{_TEMP}[0-9]*-*"):
+        pid = folder.name.removeprefix(_TEMP).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _cause(exc: Exception) -> Exception:

@@ -31,6 +31,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, Transaction
 from upath import UPath
 
+from pipeline.storage import storage_error
 from schemas.errors import SchemaError, WorkspaceError
 from schemas.tables import TableSpec
 
@@ -139,8 +140,6 @@ class Table:
 
     def write_part(self, rows: pa.Table, figures: dict[str, float] | None = None) -> Part:
         """Write ``rows`` as one Parquet file (in a worker). No reader sees it before :meth:`commit`."""
-        from pipeline.workspace import storage_error
-
         rows = self.spec.conform(rows)
         keys = rows.select(self.spec.key)
         if len(set(_tuples(keys))) < rows.num_rows:
@@ -269,8 +268,6 @@ class Table:
 
 def _commit_error(exc: Exception, uri: str) -> WorkspaceError:
     """delta-rs tells of a failed write in prose, with the number of the system's error in it."""
-    from pipeline.workspace import storage_error
-
     number = re.search(r"os error (\d+)", str(exc))
     if number:
         return storage_error(OSError(int(number[1]), os.strerror(int(number[1]))), uri)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 from typing import TypeVar
 
 from upath import UPath
 
+from pipeline.storage import storage_error
 from pipeline.tables import Table
 from schemas.cards import Card, IndexCard, ModelCard
-from schemas.errors import CardError, UsageError, WorkspaceError
+from schemas.errors import CardError, UsageError
 from schemas.tables import TABLES
 
 K = TypeVar("K", bound=Card)
@@ -114,29 +114,3 @@ class Workspace:
     def indexed_encoders(self) -> list[str]:
         folder = self.root / "indices"
         return sorted(d.name for d in folder.iterdir() if (d / "CURRENT").exists()) if folder.exists() else []
-
-
-def write_atomic(path: UPath, data: bytes) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one. (An object store's PUT is atomic.)"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.protocol in ("", "file"):
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            aside.write_bytes(data)
-            aside.replace(path)
-        finally:
-            if aside.exists():
-                aside.unlink()
-    else:
-        path.write_bytes(data)
-
-
-def storage_error(exc: OSError, where: str) -> WorkspaceError:
-    """What to tell a user of a failed write."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "free some room and run the same command again: it continues where it stopped"
-    elif exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "choose a writable --workspace, or change its permissions"
-    else:
-        remedy = "check the path given as --workspace"
-    return WorkspaceError(f"cannot write to {where}", actual=exc.strerror or str(exc), remedy=remedy)

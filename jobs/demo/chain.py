@@ -21,13 +21,14 @@ from rich.table import Table as RichTable
 from jobs import download, embed, evaluate, generate, index, query, train
 from jobs.base import EXIT_INTERRUPTED, execute
 from jobs.demo import judge, settings, world
-from jobs.demo.page import write_page
+from jobs.demo.page import View, write_page
 from jobs.demo.server import HOST, FileServer
 from jobs.encoders import load_encoder
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from pipeline.progress import Progress
-from pipeline.workspace import Workspace, write_atomic
+from pipeline.storage import write_atomic
+from pipeline.workspace import Workspace
 from schemas.configs import (
     DemoConfig,
     DownloadConfig,
@@ -257,7 +258,8 @@ class Demo:
         }
         (self.root / "demo.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
         with Run(self.workspace, "demo", self.config) as run:
-            write_page(self, result, run)
+            view = View(self.config, run, figures, self.prompts(), self.candidates())
+            write_page(self.report / "index.html", result, view)
         return result
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 from jinja2 import Environment, StrictUndefined
@@ -13,40 +15,49 @@ from jobs.demo import judge, world
 from jobs.evaluate import read_history
 from pipeline.ledger import Run
 from pipeline.plots import Axes, Curves, lines
-
-if TYPE_CHECKING:
-    from jobs.demo.chain import Demo
+from schemas.configs import DemoConfig
 
 _SHOWN = 6
 """Prompts of each kind on the page; all are in the tables."""
 
 
-def write_page(demo: Demo, result: dict[str, Any], run: Run) -> None:
-    """Write ``report/index.html``."""
+@dataclass(frozen=True)
+class View:
+    """What the page shows beside the result: the steps' figures, the prompts by kind, all candidates."""
+
+    config: DemoConfig
+    run: Run
+    figures: dict[str, Any]
+    prompts: dict[str, list[str]]
+    candidates: list[dict[str, Any]]
+
+
+def write_page(path: Path, result: dict[str, Any], view: View) -> None:
+    """Write the page, one file with its pictures inside."""
     template = resources.files("jobs.demo").joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    demo.report.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     html = page.render(
         result=result,
         metrics=result["metrics"],
         kinds=judge.KINDS,
-        n=str(demo.config.candidates),
-        flow=_flow(demo, result),
-        queries=_queries(demo),
-        sheets=_sheets(demo),
-        plots=_plots(result["metrics"], run),
-        pairs=_pairs(demo),
+        n=str(view.config.candidates),
+        flow=_flow(view, result),
+        queries=_queries(view),
+        sheets=_sheets(view),
+        plots=_plots(result["metrics"], view.run),
+        pairs=_pairs(view),
     )
-    (demo.report / "index.html").write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
 
 
-def _flow(demo: Demo, result: dict[str, Any]) -> list[dict[str, Any]]:
+def _flow(view: View, result: dict[str, Any]) -> list[dict[str, Any]]:
     """The data's way: each step with what came out of it and its seconds."""
-    figures, seconds, counts = demo.state["figures"], result["seconds"], result["counts"]
+    figures, seconds, counts = view.figures, result["seconds"], result["counts"]
     models = figures["train prior and decoder"]
     index = figures["index"]
     rows = [
-        ("world", "drawn and served over HTTP", f"{demo.config.pairs:,} pictures with captions"),
+        ("world", "drawn and served over HTTP", f"{view.config.pairs:,} pictures with captions"),
         ("download", "URL → image, or a row with its reason", f"{counts['images']:,} rows of images"),
         ("train clip", "contrastive, from scratch", f"{figures['train clip']['step']:,} steps"),
         ("embed", "image and text vectors", f"{counts['embeddings']:,} rows of embeddings"),
@@ -63,31 +74,30 @@ def _flow(demo: Demo, result: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "what": what, "out": out, "seconds": seconds.get(name, 0.0)} for name, what, out in rows]
 
 
-def _queries(demo: Demo) -> list[dict[str, Any]]:
-    queries = demo.state["figures"]["query"]["queries"]
+def _queries(view: View) -> list[dict[str, Any]]:
+    queries = view.figures["query"]["queries"]
     keys = [r["pair_key"] for q in queries for r in q["results"]]
-    rows = demo.workspace.table("images").read(["pair_key", "image"], pc.field("pair_key").isin(keys)).to_pylist()
+    rows = view.run.workspace.table("images").read(["pair_key", "image"], pc.field("pair_key").isin(keys)).to_pylist()
     images = {row["pair_key"]: _data(row["image"]) for row in rows}
     return [
         {"text": q["text"], "results": [r | {"image": images[r["pair_key"]]} for r in q["results"]]} for q in queries
     ]
 
 
-def _sheets(demo: Demo) -> dict[str, list[dict[str, Any]]]:
+def _sheets(view: View) -> dict[str, list[dict[str, Any]]]:
     """Some prompts of each kind, their candidates in rank order with the checker's verdicts."""
-    rows = demo.candidates()
     sheets: dict[str, list[dict[str, Any]]] = {}
-    for kind, prompts in demo.prompts().items():
+    for kind, prompts in view.prompts.items():
         sheets[kind] = [
-            {"prompt": p, "candidates": [r | {"image": _data(r["image"])} for r in rows if r["prompt"] == p]}
+            {"prompt": p, "candidates": [r | {"image": _data(r["image"])} for r in view.candidates if r["prompt"] == p]}
             for p in prompts[:_SHOWN]
         ]
     return sheets
 
 
-def _pairs(demo: Demo) -> list[dict[str, str]]:
+def _pairs(view: View) -> list[dict[str, str]]:
     """A few training pairs, as drawn."""
-    return [{"caption": caption, "image": _data(png)} for _, caption, png in world.training_pairs(8, demo.config.seed)]
+    return [{"caption": caption, "image": _data(png)} for _, caption, png in world.training_pairs(8, view.config.seed)]
 
 
 def _plots(metrics: dict[str, Any], run: Run) -> dict[str, str]:

@@ -38,7 +38,7 @@ DECODER_CONFIG = DecoderConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    steps: int = 1000
+    steps: int = 1400
     batch: int = 128  # over all workers
     lr: float = 3e-3
     muon_lr: float = 0.02
@@ -64,7 +64,7 @@ class PriorRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecipe:
-    steps: int = 1000
+    steps: int = 1300
     batch: int = 64
     lr: float = 2e-3
     muon_lr: float = 0.02

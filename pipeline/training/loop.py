@@ -23,7 +23,7 @@ from upath import UPath
 
 from pipeline.models.encoder import pick_device, pick_dtype
 from pipeline.models.optim import Optimizers, averaged, schedule, step_generator
-from pipeline.workspace import write_atomic
+from pipeline.storage import write_atomic
 from schemas.configs import TrainConfig
 from schemas.errors import ClipmillError, UsageError
 from schemas.keys import digest
