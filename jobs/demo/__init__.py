@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from jobs.demo.chain import main
+from collections.abc import Sequence
 
-__all__ = ["main"]
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``clipmill demo``. (The chain is imported here, so that ``jobs.demo.world`` alone stays light.)"""
+    from jobs.demo.chain import main as run
+
+    return run(argv)
