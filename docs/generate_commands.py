@@ -142,6 +142,8 @@ def default(field: Any) -> str:
     """The default, or ``required``, or nothing where there is none."""
     if field.is_required():
         return "required"
+    if field.default_factory_takes_validated_data:
+        return "see there"
     value = field.get_default(call_default_factory=True)
     if value is None or value is PydanticUndefined or value in ((), ""):
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -38,6 +38,10 @@ class JobConfig(BaseModel):
     workers: int | None = Field(None, ge=1, description="parallel workers; by default as many as CPUs or GPUs")
 
 
+def _default_quality(given: dict[str, Any]) -> int:
+    return 6 if given.get("format") == "png" else 95
+
+
 class DownloadConfig(JobConfig):
     """Download image-text pairs into the tables pairs and images.
 
@@ -54,7 +58,12 @@ class DownloadConfig(JobConfig):
     )
     upscale: bool = Field(False, description="resize smaller images up, too")
     format: Literal["jpg", "png", "webp"] = Field("jpg", description="encoding of the stored image")
-    quality: int = Field(95, ge=0, le=100, description="jpg and webp quality, or png compression level (0-9)")
+    quality: int = Field(
+        default_factory=_default_quality,
+        ge=0,
+        le=100,
+        description="jpg and webp quality (default: 95), or png compression level 0-9 (default: 6)",
+    )
     min_image_size: int = Field(0, ge=0, description="refuse a shorter side below this, pixels")
     max_aspect_ratio: float = Field(float("inf"), gt=0, description="refuse longer / shorter side above this")
     max_pixels: int = Field(100_000_000, ge=1, description="refuse more pixels, read from the header before decoding")
@@ -76,7 +85,7 @@ class DownloadConfig(JobConfig):
     @model_validator(mode="after")
     def _png_level(self) -> Self:
         if self.format == "png" and self.quality > 9:
-            return self.model_copy(update={"quality": 6})
+            raise ValueError(f"--quality {self.quality}: the compression level of a png is 0 to 9")
         return self
 
 
@@ -252,6 +261,7 @@ class DemoConfig(BaseModel):
     folder: str = Field("demo", description="where everything goes: world/, ws/, report/index.html, demo.json")
     pairs: int = Field(40_000, ge=500, description="scenes drawn, served and downloaded")
     effort: float = Field(1.0, gt=0, description="factor on all training steps: 0.02 for a quick look, more for better")
+    minutes: float = Field(13.5, gt=0, description="on a slow machine prior and decoder are shortened to end by then")
     seed: int = Field(0, ge=0, description="of the world, the training and the prompts")
     prompts: int = Field(30, ge=1, description="prompts of each kind that are generated and judged")
     candidates: int = Field(8, ge=1, description="pictures made for each prompt")

@@ -128,6 +128,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _show(field: FieldInfo) -> str:
+    if field.default_factory_takes_validated_data:
+        return ""  # the description tells what it depends on
     default = field.get_default(call_default_factory=True)
     if default is None or default is PydanticUndefined or default in ((), "", []):
         return ""

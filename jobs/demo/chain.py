@@ -42,6 +42,8 @@ from schemas.errors import ClipmillError, UsageError
 from schemas.settings import load
 
 _QUERIES = 4
+_AFTERWARDS = 70.0
+"""Seconds of what follows the training: generation, evaluation, the page."""
 _TEST_SEED = 1_000_003
 _SAMPLE_SEED = 424_242
 """Apart from the seeds that people take: who generates in the demo's workspace starts with nothing made already."""
@@ -55,7 +57,6 @@ class Demo:
         self.root = Path(config.folder).absolute()
         self.world, self.report = self.root / "world", self.root / "report"
         self.workspace = Workspace(self.root / "ws")
-        self.cores = min(2, os.cpu_count() or 1)
         self.state = self._load_state()
 
     # -- state: what a restart must know ---------------------------------------------------------------
@@ -146,7 +147,7 @@ class Demo:
 
     def train_clip(self) -> None:
         with self.step("train clip") as figures:
-            config = settings.clip(self.config, str(self.workspace.root), self.cores, self.root)
+            config = settings.clip(self.config, str(self.workspace.root), self.root)
             figures.update(self._job("train clip", config, partial(train.run, "clip")))
 
     def embed(self) -> None:
@@ -175,10 +176,10 @@ class Demo:
     def train_prior_and_decoder(self) -> None:
         """Side by side: one core each."""
         with self.step("train prior and decoder") as figures:
-            root = str(self.workspace.root)
+            root, pace = str(self.workspace.root), self._pace()
             jobs = {
-                "prior": settings.prior(self.config, root),
-                "decoder": settings.decoder(self.config, root),
+                "prior": settings.prior(self.config, root, pace),
+                "decoder": settings.decoder(self.config, root, pace),
             }
             if any(not (self.workspace.model_dir(k, settings.NAME) / "card.json").exists() for k in jobs):
                 # Here, not in a thread of the pool: the kernel ends Ray with the thread that started it.
@@ -189,6 +190,17 @@ class Demo:
                     for kind, config in jobs.items()
                 }
                 figures.update({kind: future.result() for kind, future in futures.items()})
+
+    def _pace(self) -> float:
+        """Share of the planned steps of prior and decoder that this machine has time for; settled once."""
+        if "pace" not in self.state:
+            clip = self.state["figures"]["job train clip"]
+            left = 60 * self.config.minutes - sum(self.state["seconds"].values()) - _AFTERWARDS
+            self.state["pace"] = settings.affordable(
+                self.config, clip["seconds"].get("train", 0.0) / clip["step"], left
+            )
+            self._save_state()
+        return float(self.state["pace"])
 
     def prompts(self) -> dict[str, list[str]]:
         """The prompts of each kind, canonical captions."""
@@ -247,6 +259,7 @@ class Demo:
             "minutes": sum(seconds.values()) / 60,
             "seconds": seconds,
             "settings": self.state["settings"],
+            "pace": self.state["pace"],
             "counts": {
                 name: self.workspace.table(name).count() for name in ("pairs", "images", "embeddings", "candidates")
             },

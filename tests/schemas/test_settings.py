@@ -189,3 +189,5 @@ def test_png_quality_is_a_level() -> None:
     assert download("--format", "png").quality == 6
     assert download("--format", "png", "--quality", "3").quality == 3
     assert download().quality == 95
+    with pytest.raises(UsageError, match="0 to 9"):
+        download("--format", "png", "--quality", "95")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo import chain
+from jobs.demo import chain, settings
 from jobs.demo.server import FileServer
 from pipeline.engine import Engine
 from pipeline.workspace import Workspace
@@ -45,3 +45,14 @@ def test_demo_end_to_end_and_again(tmp_path: Path, engine: Engine) -> None:
 
     with pytest.raises(UsageError, match="other settings"):
         chain.run(config.model_copy(update={"pairs": 700}), engine)
+
+
+def test_a_slow_machine_shortens_prior_and_decoder_and_nothing_else() -> None:
+    config = DemoConfig()
+    fast, slow = (settings.affordable(config, step, 400.0) for step in (0.1, 0.4))
+    assert fast == 1.0
+    assert settings.affordable(config, 0.4, -50.0) <= slow < 1.0  # never less than a least share
+    assert settings.affordable(config, 0.0, 400.0) == 1.0  # not measured: the plan
+    full, short = (settings.decoder(config, "ws", pace).model_dump(exclude={"steps"}) for pace in (1.0, 0.5))
+    assert full == short
+    assert settings.decoder(config, "ws", 0.5).steps * 2 == settings.decoder(config, "ws", 1.0).steps
