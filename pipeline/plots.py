@@ -23,6 +23,8 @@ class Axes:
     y: str
     log_y: bool = False
     ticks: tuple[float, ...] = ()
+    share: bool = False
+    """y is a share: the axis runs from 0 to 1."""
 
 
 def lines(curves: Curves, axes: Axes) -> bytes:
@@ -33,6 +35,8 @@ def lines(curves: Curves, axes: Axes) -> bytes:
     area.set(title=axes.title, xlabel=axes.x, ylabel=axes.y, yscale="log" if axes.log_y else "linear")
     if axes.ticks:
         area.set_xticks(axes.ticks, [f"{t:g}" for t in axes.ticks])
+    if axes.share:
+        area.set_ylim(0, 1.05)
     area.grid(alpha=0.3)
     if len(curves) > 1:
         area.legend(fontsize=8)

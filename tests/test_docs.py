@@ -21,7 +21,6 @@ PAGES = sorted(
     for page in ROOT.rglob("*.md")
     if not {part for part in page.relative_to(ROOT).parts if part.startswith(".") or part in SKIPPED}
 )
-LATER = {"docs/images/demo.png"}  # a picture, made by the demo
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,6 @@ def test_links_resolve(page: Path) -> None:
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        if target.is_relative_to(ROOT) and str(target.relative_to(ROOT)) in LATER:
-            continue
         assert target.exists(), f"{page.name} links to {link}"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), f"{page.name} links to {link}: no such heading"

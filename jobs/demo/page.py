@@ -111,7 +111,7 @@ def _plots(metrics: dict[str, Any], run: Run) -> dict[str, str]:
             name: ([float(n) for n in g[key]], list(g[key].values()))
             for name, key in (("ranked by CLIP", "best_of"), ("oracle", "oracle"))
         }
-        axes = Axes(judge.KINDS[kind], "best of N", "matches", ticks=tuple(float(n) for n in g["best_of"]))
+        axes = Axes(judge.KINDS[kind], "best of N", "matches", ticks=tuple(float(n) for n in g["best_of"]), share=True)
         plots[kind] = _data(lines(curves, axes))
     return plots
 
