@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, Transaction
 from upath import UPath
@@ -224,12 +224,12 @@ class Table:
                 raise _commit_error(exc, self.uri) from exc
         have = {f.name for f in table.schema().fields}
         if missing := [n for n in self.spec.schema.names if n not in have]:
-            raise SchemaError(
-                f"the table {self.uri} was written by another version",
-                expected=", ".join(self.spec.schema.names),
-                actual=f"without {missing}",
-                remedy="use a new workspace, or the version that wrote this one",
-            )
+            # A table of an older version: what it lacks is null in its rows.
+            fields = Schema.from_arrow(pa.schema([self.spec.schema.field(n) for n in missing])).fields
+            try:
+                table.alter.add_columns(fields)
+            except (DeltaError, OSError) as exc:
+                raise _commit_error(exc, self.uri) from exc
         return table
 
     def _without_known(self, part: Part, table: DeltaTable) -> Part:

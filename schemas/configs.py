@@ -49,9 +49,15 @@ class DownloadConfig(JobConfig):
     Run again to continue, to add new pairs, and to retry what is due.
     """
 
-    pairs: Paths = Field((), description="files, directories or globs: parquet, csv, tsv, json, jsonl, txt (.gz, .zst)")
+    pairs: Paths = Field(
+        (), description="files, directories or globs: parquet, csv, tsv, json, jsonl, txt (.gz, .zst), webdataset tar"
+    )
     url_col: str = Field("url", description="name of the URL column")
     caption_col: str = Field("caption", description="name of the caption column")
+    extra_cols: CommaList = Field(("*",), description="columns carried along in pairs.extra as JSON; *: all others")
+    caption_match: str | None = Field(None, description="fetch only captions in which this regular expression is found")
+    min_caption_length: int = Field(0, ge=0, description="fetch only captions of at least so many characters")
+    max_caption_length: int | None = Field(None, ge=0, description="fetch only captions of at most so many characters")
     image_size: int = Field(256, ge=1, description="side of the stored image, pixels")
     resize_mode: Literal["border", "keep_ratio", "keep_ratio_largest", "center_crop", "no"] = Field(
         "keep_ratio", description="img2dataset's resize modes"
@@ -64,23 +70,44 @@ class DownloadConfig(JobConfig):
         le=100,
         description="jpg and webp quality (default: 95), or png compression level 0-9 (default: 6)",
     )
+    keep_original: bool = Field(
+        True, description="keep the encoded pixels where format and size fit already; metadata is stripped all the same"
+    )
+    formats: CommaList = Field(
+        ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), description="formats let in, by content"
+    )
     min_image_size: int = Field(0, ge=0, description="refuse a shorter side below this, pixels")
     max_aspect_ratio: float = Field(float("inf"), gt=0, description="refuse longer / shorter side above this")
     max_pixels: int = Field(100_000_000, ge=1, description="refuse more pixels, read from the header before decoding")
+    max_frames: int = Field(1000, ge=1, description="refuse animations of more frames; the first one is stored")
     max_bytes: int = Field(32 << 20, ge=1, description="refuse larger bodies, bytes, counted while streaming")
     max_redirects: int = Field(5, ge=0, description="redirects followed for one image")
     timeout: float = Field(20.0, gt=0, description="total seconds for one image, redirects included")
-    concurrency: int = Field(64, ge=1, description="requests in flight per worker")
-    per_host: int = Field(8, ge=1, description="connections to one host per worker")
+    concurrency: int = Field(512, ge=1, description="most requests in flight per worker; fewer where more do not help")
+    per_host: int = Field(8, ge=1, description="connections to one host, over all workers (at least one each)")
+    host_rate: float = Field(0.0, ge=0, description="requests a second to one host, over all workers; 0: no limit")
+    http2: bool = Field(True, description="HTTP/2 where an https host offers it")
+    memory: int = Field(256 << 20, ge=1 << 20, description="bytes of fetched, not yet stored bodies per worker")
     retries: int = Field(2, ge=0, description="further tries within the run, with jittered back-off, for what may pass")
     allow_hosts: CommaList = Field((), description="private addresses to open: HOST[:PORT],...")
+    schemes: CommaList = Field(("http", "https"), description="URL schemes let in; others (s3, gs) go through fsspec")
     user_agent: str = Field(
         "clipmill/0.1 (+https://github.com/clipmill/clipmill)", description="honest, with a contact"
     )
     respect_opt_out: bool = Field(True, description="honour X-Robots-Tag noai, noimageai, noindex, noimageindex")
+    robots_txt: bool = Field(False, description="ask every host's robots.txt first, and keep its answer")
     shard_size: int = Field(1000, ge=1, description="pairs in one shard, the unit of work and retry")
     max_attempts: int = Field(5, ge=1, description="tries of a retryable pair over all runs")
     retry_delay: float = Field(3600.0, ge=0, description="seconds until the second try; doubles with each further one")
+    refresh: str = Field(
+        "never",
+        pattern=r"^(never|always|\d+(\.\d+)?[smhdw])$",
+        description="ask again for stored images: never, always, or if older than 12h, 30d, ...",
+    )
+    dedup: Literal["off", "exact", "near"] = Field(
+        "near", description="mark duplicates in the table duplicates: by sha256, or by perceptual hash, too"
+    )
+    near_distance: int = Field(3, ge=0, le=16, description="bits of 64 by which near duplicates' hashes may differ")
 
     @model_validator(mode="after")
     def _png_level(self) -> Self:

@@ -90,19 +90,25 @@ class NothingToDo(ClipmillError):
 class Reason(StrEnum):
     """Why a pair has no image. The list is closed: a table holds no other value.
 
-    ``retryable`` reasons are tried again by a later run, after a delay and up to a limit.
+    ``retryable`` reasons are tried again by a later run, after a growing delay and up to a limit.
     """
 
     OK = "ok"
+    BAD_RECORD = "bad_record"
+    BAD_CAPTION = "bad_caption"
+    CAPTION_FILTERED = "caption_filtered"
     BAD_URL = "bad_url"
     SCHEME_REFUSED = "scheme_refused"
     CREDENTIALS_IN_URL = "credentials_in_url"
     ADDRESS_REFUSED = "address_refused"
+    ROBOTS_TXT = "robots_txt"
+    OPTED_OUT = "opted_out"
     DNS = "dns"
     CONNECT = "connect"
     TLS = "tls"
     TIMEOUT = "timeout"
     RESET = "reset"
+    BAD_RESPONSE = "bad_response"
     HTTP_4XX = "http_4xx"
     HTTP_429 = "http_429"
     HTTP_5XX = "http_5xx"
@@ -110,18 +116,23 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     EMPTY_BODY = "empty_body"
     TRUNCATED = "truncated"
-    OPTED_OUT = "opted_out"
     NOT_AN_IMAGE = "not_an_image"
     FORMAT_REFUSED = "format_refused"
     TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_MANY_FRAMES = "too_many_frames"
     TOO_SMALL = "too_small"
     ASPECT_RATIO = "aspect_ratio"
     DECODE = "decode"
-    BAD_CAPTION = "bad_caption"
+    WORKER_LOST = "worker_lost"
 
     @property
     def retryable(self) -> bool:
         return self in _RETRYABLE
+
+    @property
+    def meaning(self) -> str:
+        """One line for people."""
+        return _MEANINGS[self]
 
 
 _RETRYABLE = frozenset(
@@ -133,5 +144,40 @@ _RETRYABLE = frozenset(
         Reason.HTTP_429,
         Reason.HTTP_5XX,
         Reason.TRUNCATED,
+        Reason.WORKER_LOST,
     }
 )
+
+_MEANINGS = {
+    Reason.OK: "the image is stored",
+    Reason.BAD_RECORD: "the list's row cannot be read: broken quoting, wrong number of cells, invalid JSON",
+    Reason.BAD_CAPTION: "the caption is not valid UTF-8",
+    Reason.CAPTION_FILTERED: "the caption does not pass the config's filters",
+    Reason.BAD_URL: "not a URL, or one without a host",
+    Reason.SCHEME_REFUSED: "a scheme that the config does not open",
+    Reason.CREDENTIALS_IN_URL: "a user name or password in the URL",
+    Reason.ADDRESS_REFUSED: "a private, loopback, link-local, multicast or metadata address",
+    Reason.ROBOTS_TXT: "the host's robots.txt does not let us in",
+    Reason.OPTED_OUT: "X-Robots-Tag: noai, noimageai, noindex or noimageindex",
+    Reason.DNS: "the host's name does not resolve",
+    Reason.CONNECT: "no connection to the host",
+    Reason.TLS: "no trusted TLS connection",
+    Reason.TIMEOUT: "no whole answer in time (HTTP 408 included)",
+    Reason.RESET: "the connection was closed before an answer",
+    Reason.BAD_RESPONSE: "the answer is no proper HTTP",
+    Reason.HTTP_4XX: "HTTP 400-499 but 408 and 429, or another answer without an image",
+    Reason.HTTP_429: "HTTP 429: too many requests",
+    Reason.HTTP_5XX: "HTTP 500-599",
+    Reason.TOO_MANY_REDIRECTS: "more redirects than allowed",
+    Reason.TOO_LARGE: "more bytes than allowed, after decompression",
+    Reason.EMPTY_BODY: "an answer without a byte",
+    Reason.TRUNCATED: "the body ended before its declared length",
+    Reason.NOT_AN_IMAGE: "the bytes are of no image format that we know",
+    Reason.FORMAT_REFUSED: "an image of a format that is not allowed: SVG, PDF, PSD and the like",
+    Reason.TOO_MANY_PIXELS: "more pixels than allowed, read from the header",
+    Reason.TOO_MANY_FRAMES: "an animation of more frames than allowed",
+    Reason.TOO_SMALL: "a shorter side below the config's minimum",
+    Reason.ASPECT_RATIO: "longer / shorter side above the config's maximum",
+    Reason.DECODE: "an image that is damaged",
+    Reason.WORKER_LOST: "the worker died with it on every try, the last time with it alone",
+}

@@ -50,8 +50,12 @@ PAIRS = _spec(
     ("url", pa.string()),
     ("caption", pa.string()),
     ("source", pa.string()),
+    ("extra", pa.string()),
+    ("problem", pa.string()),
     ("added_run", pa.string()),
 )
+"""``extra``: the list's other columns as a JSON object. ``problem``: why the list's row cannot be read, else null;
+its url is then what could be read of it, and its caption the row's text."""
 
 IMAGES = _spec(
     "images",
@@ -72,9 +76,27 @@ IMAGES = _spec(
     ("original_height", pa.int32()),
     ("image", pa.binary()),
     ("format", pa.string()),
+    ("original_format", pa.string()),
+    ("etag", pa.string()),
+    ("last_modified", pa.string()),
     ("fetched_at", _TIME),
+    ("retry_at", _TIME),
     ("run", pa.string()),
 )
+"""``sha256``: of the bytes as fetched; ``phash``: 64 bits. ``etag`` and ``last_modified``: for conditional requests.
+``retry_at``: when a later run may try again; null: never."""
+
+DUPLICATES = _spec(
+    "duplicates",
+    ("pair_key",),
+    ("pair_key", pa.int64()),
+    ("kept_key", pa.int64()),
+    ("kind", pa.string()),
+    ("distance", pa.int32()),
+    ("run", pa.string()),
+)
+"""An image that is there already, under ``kept_key``: ``exact`` (sha256) or ``near`` (``distance`` bits of phash).
+A table of its own: a mark costs some bytes, and not the rewriting of the images beside it."""
 
 EMBEDDINGS = _spec(
     "embeddings",
@@ -143,4 +165,4 @@ RUNS = _spec(
     ("pid", pa.int64()),
 )
 
-TABLES: dict[str, TableSpec] = {spec.name: spec for spec in (PAIRS, IMAGES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)}
+TABLES: dict[str, TableSpec] = {spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)}
