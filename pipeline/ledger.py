@@ -92,11 +92,11 @@ class Run:
         """Commit rows of the driver to a table, in this run's name."""
         return self.commit(table, [self.workspace.table(table).write_part(rows)] if rows.num_rows else [])
 
-    def upsert(self, table: str, rows: pa.Table) -> None:
-        """Replace or add rows by key, in this run's name."""
+    def upsert(self, table: str, rows: pa.Table, replace: str | None = None, touch: Sequence[str] = ()) -> None:
+        """Replace or add rows by key, in this run's name: see :meth:`Table.upsert`."""
         if rows.num_rows:
             self.begin()
-            self.workspace.table(table).upsert(rows, self.id)
+            self.workspace.table(table).upsert(rows, self.id, replace, touch)
 
     def reads(self, table: str) -> int:
         """Note the version of an input table, for lineage, and return it."""

@@ -58,8 +58,13 @@ class Progress:
         elif moved and time.monotonic() - self._last > _EVERY_SECONDS:
             self._line()
 
+    @property
+    def seconds(self) -> float:
+        """Since it began; never zero."""
+        return max(time.monotonic() - self._start, 1e-9)
+
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+        return self.done / self.seconds
 
     def _line(self) -> None:
         self._last = time.monotonic()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -106,6 +107,13 @@ class Table:
             found = [b.filter(where).select(names) for b in batches]
             return pa.concat_tables([pa.schema([self.spec.schema.field(n) for n in names]).empty_table(), *found])
 
+    def dataset(self) -> ds.Dataset:
+        """The table as an Arrow dataset of this moment, for DuckDB and for streaming; empty where there is none."""
+        table = self.open()
+        if table is None:
+            return ds.dataset(self.spec.schema.empty_table())
+        return self._dataset(table)
+
     def keys(self, where: pc.Expression | None = None) -> pa.Table:
         return self.read(self.spec.key, where)
 
@@ -114,14 +122,36 @@ class Table:
         table = self.open(version)
         return [] if table is None else list(table.file_uris())
 
+    def paths(self, version: int | None = None) -> set[str]:
+        """The table's live Parquet files, as the log names them. No file ever changes, so new rows are in new files."""
+        table = self.open(version)
+        return set() if table is None else set(pa.table(table.get_add_actions(flatten=True))["path"].to_pylist())
+
+    def batches(
+        self, columns: Sequence[str], version: int | None = None, paths: set[str] | None = None
+    ) -> pa.RecordBatchReader:
+        """Rows as a stream, for what need not be in memory at once; of the files ``paths`` (None: of all)."""
+        schema = pa.schema([self.spec.schema.field(n) for n in columns])
+        table = self.open(version)
+        if table is None:
+            return pa.RecordBatchReader.from_batches(schema, [])
+        batches = self._dataset(table, paths).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=2)
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def recorded(self, name: str) -> int:
+        """The number that :meth:`replace` last recorded under ``name``, -1 where there is none."""
+        table = self.open()
+        found = None if table is None else table.transaction_version(name)
+        return -1 if found is None else int(found)
+
     def count(self) -> int:
         table = self.open()
         if table is None:
             return 0
         return int(pc.sum(pa.table(table.get_add_actions(flatten=True))["num_records"]).as_py() or 0)
 
-    def _dataset(self, table: DeltaTable) -> ds.Dataset:
-        """The live files, each with the range of its keys, so that a filter opens only the files it needs.
+    def _dataset(self, table: DeltaTable, paths: set[str] | None = None) -> ds.Dataset:
+        """The live files (of ``paths``), each with the range of its keys: a filter opens only the files it needs.
 
         (``DeltaTable.to_pyarrow_dataset`` compares columns without statistics with null: it finds no row.)
         """
@@ -129,6 +159,8 @@ class Table:
         layout, first = ds.ParquetFileFormat(), self.spec.key[0]
         fragments = []
         for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+            if paths is not None and action["path"] not in paths:
+                continue
             low, high = action.get(f"min.{first}"), action.get(f"max.{first}")
             known = low is not None and high is not None
             span = (pc.field(first) >= low) & (pc.field(first) <= high) if known else None
@@ -193,10 +225,18 @@ class Table:
             return Commit(self.version(), 0)
         return self.commit([self.write_part(rows)], run)
 
-    def upsert(self, rows: pa.Table, run: str) -> int:
-        """Replace the rows with these keys, or add them, in one transaction. Returns the version."""
+    def upsert(self, rows: pa.Table, run: str, replace: str | None = None, touch: Sequence[str] = ()) -> int:
+        """Replace the rows with these keys, or add them, in one transaction. Returns the version.
+
+        With ``replace``, an SQL condition on ``source`` and ``target``, only the rows that meet it are replaced;
+        the others get the columns ``touch`` alone.
+        """
         rows = self.spec.conform(rows)
+        first = self.spec.key[0]
         match = " AND ".join(f"target.{k} = source.{k}" for k in self.spec.key)
+        if pa.types.is_integer(rows.schema.field(first).type) and rows.num_rows:
+            span = pc.min_max(rows[first]).as_py()  # files of other keys are not even opened
+            match += f" AND target.{first} >= {span['min']} AND target.{first} <= {span['max']}"
         for _ in range(_ATTEMPTS):
             table = self._open_or_create()
             merge = table.merge(
@@ -205,15 +245,65 @@ class Table:
                 source_alias="source",
                 target_alias="target",
                 commit_properties=_properties(table, run),
-            )
+            ).when_matched_update_all(replace)
+            if touch:
+                merge = merge.when_matched_update({name: f"source.{name}" for name in touch})
             try:
-                merge.when_matched_update_all().when_not_matched_insert_all().execute()
+                merge.when_not_matched_insert_all().execute()
             except CommitFailedError:
                 continue
             except (DeltaError, OSError) as exc:
                 raise _commit_error(exc, self.uri) from exc
             return int(table.version())
         raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+    def replace(self, rows: pa.Table, gone: pa.Table, run: str, base: int, record: dict[str, int]) -> int | None:
+        """Replace or add ``rows`` and delete the keys ``gone`` in one transaction, if the table is still at ``base``.
+
+        ``record``: numbers that :meth:`recorded` finds again, written by the same transaction.
+
+        Returns:
+            The version, or None if another writer was first: what was found out at ``base`` may be wrong by now.
+        """
+        rows = self.spec.conform(rows)
+        table = self._open_or_create()
+        if table.version() != max(base, 0):
+            return None
+        properties = _properties(table, run, record)
+        try:
+            if rows.num_rows or gone.num_rows:
+                self._merge_and_delete(table, rows, gone, properties)
+            else:
+                table.create_write_transaction([], "append", table.schema(), commit_properties=properties)
+        except CommitFailedError:
+            return None
+        except (DeltaError, OSError) as exc:
+            raise _commit_error(exc, self.uri) from exc
+        return max(base, 0) + 1
+
+    def _merge_and_delete(
+        self, table: DeltaTable, rows: pa.Table, gone: pa.Table, properties: CommitProperties
+    ) -> None:
+        nothing = [
+            pa.nulls(gone.num_rows, f.type) if f.name not in self.spec.key else gone[f.name] for f in rows.schema
+        ]
+        source = pa.concat_tables([rows, pa.table(nothing, schema=rows.schema)])
+        marks = np.repeat([False, True], [rows.num_rows, gone.num_rows])
+        source = source.append_column("gone", pa.array(marks))
+        columns = {name: f"source.{name}" for name in self.spec.schema.names}
+        (
+            table.merge(
+                source,
+                " AND ".join(f"target.{k} = source.{k}" for k in self.spec.key),
+                source_alias="source",
+                target_alias="target",
+                commit_properties=properties,
+            )
+            .when_matched_delete("source.gone")
+            .when_matched_update(columns)
+            .when_not_matched_insert(columns, "NOT source.gone")
+            .execute()
+        )
 
     def _open_or_create(self) -> DeltaTable:
         table = self.open()
@@ -278,12 +368,12 @@ def _tuples(keys: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(column.to_pylist() for column in keys.columns), strict=True))
 
 
-def _properties(table: DeltaTable, run: str) -> CommitProperties:
+def _properties(table: DeltaTable, run: str, record: dict[str, int] | None = None) -> CommitProperties:
     last = table.transaction_version(WRITER)
     return CommitProperties(
         custom_metadata={"run": run},
         max_commit_retries=0,
-        app_transactions=[Transaction(WRITER, (last or 0) + 1)],
+        app_transactions=[Transaction(WRITER, (last or 0) + 1), *(Transaction(*r) for r in (record or {}).items())],
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from schemas.errors import Reason
 from schemas.networks import DecoderConfig, PriorConfig
 
 
@@ -19,6 +20,9 @@ def _split(value: object) -> object:
 
 
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+
+
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"]
 
 
 def _one_or_many(value: object) -> object:
@@ -73,8 +77,8 @@ class DownloadConfig(JobConfig):
     keep_original: bool = Field(
         True, description="keep the encoded pixels where format and size fit already; metadata is stripped all the same"
     )
-    formats: CommaList = Field(
-        ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), description="formats let in, by content"
+    formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(_split)] = Field(
+        get_args(ImageFormat), description="formats let in, by content"
     )
     min_image_size: int = Field(0, ge=0, description="refuse a shorter side below this, pixels")
     max_aspect_ratio: float = Field(float("inf"), gt=0, description="refuse longer / shorter side above this")
@@ -99,6 +103,7 @@ class DownloadConfig(JobConfig):
     shard_size: int = Field(1000, ge=1, description="pairs in one shard, the unit of work and retry")
     max_attempts: int = Field(5, ge=1, description="tries of a retryable pair over all runs")
     retry_delay: float = Field(3600.0, ge=0, description="seconds until the second try; doubles with each further one")
+    retry: CommaList = Field((), description="reasons whose rows are tried again now, whatever their number of tries")
     refresh: str = Field(
         "never",
         pattern=r"^(never|always|\d+(\.\d+)?[smhdw])$",
@@ -108,6 +113,12 @@ class DownloadConfig(JobConfig):
         "near", description="mark duplicates in the table duplicates: by sha256, or by perceptual hash, too"
     )
     near_distance: int = Field(3, ge=0, le=16, description="bits of 64 by which near duplicates' hashes may differ")
+
+    @model_validator(mode="after")
+    def _known_reasons(self) -> Self:
+        if unknown := set(self.retry) - (set(Reason) - {Reason.OK}):
+            raise ValueError(f"--retry {', '.join(sorted(unknown))}: the reasons are {', '.join(list(Reason)[1:])}")
+        return self
 
     @model_validator(mode="after")
     def _png_level(self) -> Self:
@@ -269,6 +280,42 @@ class EvaluateConfig(JobConfig):
     encoder: str | None = Field(None, description="encoder to evaluate; by default the only one")
     sample: int = Field(1000, ge=10, description="held-out pairs that retrieval and prior are measured on")
     seed: int = Field(0, ge=0, description="of the sample")
+
+
+class ImportConfig(JobConfig):
+    """Read images that are there already into the tables pairs and images: webdataset tars, img2dataset's output.
+
+    Every sample ends as exactly one row of images; images are kept as they are. Run again to go on, or after mending
+    an archive: only what has no image yet is added.
+    """
+
+    source: Paths = Field(
+        min_length=1, description="tars, Parquet files with images, folders or globs of them; also without the flag"
+    )
+    formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(_split)] = Field(
+        get_args(ImageFormat), description="formats let in, by content"
+    )
+    max_bytes: int = Field(32 << 20, ge=1, description="refuse larger files, bytes, without reading them")
+    max_pixels: int = Field(100_000_000, ge=1, description="refuse more pixels, read from the header before decoding")
+    max_frames: int = Field(1000, ge=1, description="refuse animations of more frames; the first one is stored")
+    shard_size: int = Field(1000, ge=1, description="samples written at once; an archive is the unit of work and retry")
+
+
+class ExportConfig(JobConfig):
+    """Write images with their captions and metadata as webdataset tars, or in img2dataset's layouts.
+
+    The same rows give the same tars. Run again to go on: finished shards are kept.
+    """
+
+    format: Literal["webdataset", "img2dataset", "files"] = Field(
+        "webdataset", description="tars; tars with img2dataset's metadata beside them; folders of files with it"
+    )
+    output: str = Field(description="directory or object-store URL: empty, or with the same export begun")
+    shard_size: int = Field(10_000, ge=1, description="rows in one shard")
+    where: str | None = Field(
+        None, description="SQL predicate over pair_key, caption, url, width, height, status, sha256"
+    )
+    drop_duplicates: bool = Field(False, description="leave out what the table duplicates marks")
 
 
 class StatusConfig(JobConfig):

@@ -77,14 +77,15 @@ IMAGES = _spec(
     ("image", pa.binary()),
     ("format", pa.string()),
     ("original_format", pa.string()),
+    ("original_bytes", pa.int32()),
     ("etag", pa.string()),
     ("last_modified", pa.string()),
     ("fetched_at", _TIME),
-    ("retry_at", _TIME),
+    ("not_before", _TIME),
     ("run", pa.string()),
 )
 """``sha256``: of the bytes as fetched; ``phash``: 64 bits. ``etag`` and ``last_modified``: for conditional requests.
-``retry_at``: when a later run may try again; null: never."""
+``not_before``: the host asked not to be tried again sooner (Retry-After). ``fetched_at``: of the last try."""
 
 DUPLICATES = _spec(
     "duplicates",
@@ -165,4 +166,6 @@ RUNS = _spec(
     ("pid", pa.int64()),
 )
 
-TABLES: dict[str, TableSpec] = {spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)}
+TABLES: dict[str, TableSpec] = {
+    spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)
+}

@@ -1,35 +1,50 @@
-"""Bytes -> a stored image: judged by its header first, then decoded, resized and encoded by img2dataset."""
+"""Bytes -> a stored image: judged by its header first, then decoded no further than needed, resized and encoded.
+
+Sizes are those of img2dataset's Resizer; colours come out as sRGB, upright and without metadata. Decision 9 has the
+choice of codecs with its figures.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import io
-import os
+import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.download import geometry, jpeg
+from pipeline.download.colour import to_srgb, transform
+from pipeline.download.exif import upright
+from pipeline.download.formats import FORMATS, sniff
+from pipeline.download.geometry import Pixels, Plan
+from pipeline.download.phash import SIDE, perceptual_hash
 from pipeline.download.policy import Refused
+from pipeline.download.raster import Raster
 from schemas.configs import DownloadConfig
-from schemas.errors import Reason
+from schemas.errors import Reason, UsageError
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+Source = jpeg.Jpeg | Raster
 
-# Only decoders inside Pillow and OpenCV: never Ghostscript or another outside program. (MPO opens as JPEG.)
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_KINDS = {"jpg": "jpeg", "png": "png", "webp": "webp"}
+_MOST_SIDE = {"jpg": 65_500, "png": 1 << 20, "webp": 16_383}
+"""What the encoders write at most, pixels."""
+
+_LARGE = 16_000_000
+_ONE_LARGE = threading.Lock()
+"""Pictures of more decoded pixels than _LARGE are decoded one at a time in a process, which bounds its memory."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An encoded image with what is known of it."""
+    """An encoded image with what is known of it; sizes in pixels, ``original`` ones upright, too."""
 
     image: bytes
+    format: str
+    original_format: str
     width: int
     height: int
     original_width: int
@@ -38,71 +53,123 @@ class Stored:
     phash: int
 
 
-@cache
-def _resizer_class() -> Any:
-    """img2dataset's Resizer, by its file: the package imports all of itself, torch included (9 CPU s a worker)."""
-    package = importlib.util.find_spec("img2dataset")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("img2dataset is not installed")
-    file = Path(package.submodule_search_locations[0], "resizer.py")
-    spec = importlib.util.spec_from_file_location("clipmill_img2dataset_resizer", file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {file}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Resizer
-
-
 class ImageStage:
-    """Encoded bytes -> :class:`Stored`. Raises Refused with the reason for what cannot be stored."""
+    """Encoded bytes -> :class:`Stored`. Several threads may call it at once.
+
+    Raises:
+        Refused: whatever the bytes are, nothing else. UsageError: the config lets in a format that we cannot read.
+    """
 
     def __init__(self, config: DownloadConfig) -> None:
         self.config = config
-        self._resize = _resizer_class()(
-            image_size=config.image_size,
-            resize_mode=config.resize_mode,
-            resize_only_if_bigger=not config.upscale,
-            encode_quality=config.quality,
-            encode_format=config.format,
-            min_image_size=config.min_image_size,
-            max_aspect_ratio=config.max_aspect_ratio,
-        )
+        self._formats = frozenset(config.formats)
+        if unknown := self._formats - set(FORMATS):
+            raise UsageError(
+                f"--formats: cannot read {', '.join(sorted(unknown))}", expected=f"some of {', '.join(FORMATS)}"
+            )
+        cv2.setNumThreads(1)  # workers are one per core
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged EXIF, many pixels: judged here
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, config.max_pixels)
 
     def __call__(self, body: bytes) -> Stored:
-        self._check_header(body)
-        image, width, height, original_width, original_height, error = self._resize(io.BytesIO(body))
-        if error is not None or image is None:
-            raise Refused(_resize_reason(str(error)), str(error))
-        digest = hashlib.sha256(body).hexdigest()
-        return Stored(bytes(image), width, height, original_width, original_height, digest, perceptual_hash(image))
-
-    def _check_header(self, body: bytes) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of large images: ours is the stricter limit
-                with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                    width, height = image.size
+            return self._store(body)
+        except Refused:
+            raise
         except Image.DecompressionBombError as exc:
-            raise Refused(Reason.TOO_MANY_PIXELS, str(exc)) from exc
-        except UnidentifiedImageError as exc:
-            raise Refused(Reason.NOT_AN_IMAGE, "no known image format") from exc
-        except Exception as exc:  # a damaged header makes Pillow's parsers raise almost anything
+            raise Refused(Reason.TOO_MANY_PIXELS, str(exc)[:300]) from exc
+        except Exception as exc:  # damaged files make parsers raise almost anything, MemoryError included
             raise Refused(Reason.DECODE, f"{type(exc).__name__}: {exc}"[:300]) from exc
-        if width * height > self.config.max_pixels:
-            raise Refused(Reason.TOO_MANY_PIXELS, f"{width} x {height}, {self.config.max_pixels} pixels allowed")
+
+    def _store(self, body: bytes) -> Stored:
+        kind = sniff(body, self._formats)
+        source = self._open(body, kind)
+        width, height = source.width, source.height
+        if source.orientation >= 5:
+            width, height = height, width
+        self._check(width, height)
+        source.check(self.config.max_pixels)
+        plan = geometry.plan(width, height, self.config)
+        self._check_plan(plan)
+        image = self._kept(source, kind) if plan.final == (width, height) else None
+        if image is not None:
+            phash = self._hash_of_kept(source)
+        else:
+            image, phash = self._made(source, plan)
+        return Stored(
+            image=image,
+            format=self.config.format,
+            original_format=kind,
+            width=plan.final[0],
+            height=plan.final[1],
+            original_width=width,
+            original_height=height,
+            sha256=hashlib.sha256(body).hexdigest(),
+            phash=phash,
+        )
+
+    def _open(self, body: bytes, kind: str) -> Source:
+        if kind == "jpeg":
+            return jpeg.Jpeg(body)
+        return Raster(body, kind, self.config.max_frames, self.config.max_pixels)
+
+    def _check(self, width: int, height: int) -> None:
+        limit, shorter, longer = self.config, min(width, height), max(width, height)
+        if shorter < 1:
+            raise Refused(Reason.DECODE, f"{width} x {height} pixels")
+        if width * height > limit.max_pixels:
+            raise Refused(Reason.TOO_MANY_PIXELS, f"{width} x {height}, {limit.max_pixels} pixels allowed")
+        if shorter < limit.min_image_size:
+            raise Refused(Reason.TOO_SMALL, f"{width} x {height}, {limit.min_image_size} wanted")
+        if longer / shorter > limit.max_aspect_ratio:
+            raise Refused(Reason.ASPECT_RATIO, f"{width} x {height}, ratio {limit.max_aspect_ratio} allowed")
+
+    def _check_plan(self, plan: Plan) -> None:
+        """A thin line, resized to a shorter side of 256, can become a bomb of our own making."""
+        for width, height in (plan.scaled, plan.final):
+            if width * height > self.config.max_pixels or max(width, height) > _MOST_SIDE[self.config.format]:
+                raise Refused(Reason.TOO_MANY_PIXELS, f"it would be stored as {width} x {height} pixels")
+
+    def _kept(self, source: Source, kind: str) -> bytes | None:
+        """The bytes as they came, without metadata, where they are already what would be stored."""
+        if not self.config.keep_original or kind != _KINDS[self.config.format]:
+            return None
+        if source.icc and transform(source.icc, 3) is not None:
+            return None
+        return source.stripped()
+
+    def _hash_of_kept(self, source: Source) -> int:
+        """The hash of a picture that is kept as it came. It is decoded to its end for this, so damage is found."""
+        size = (source.width, source.height)
+        if isinstance(source, jpeg.Jpeg):
+            with self._room(source.decoded_pixels((1, 1))):
+                return perceptual_hash(*source.grey(SIDE))
+        with self._room(source.decoded_pixels(size)):
+            return perceptual_hash(_grey(source.pixels(size)))
+
+    def _made(self, source: Source, plan: Plan) -> tuple[bytes, int]:
+        scaled = plan.scaled[::-1] if source.orientation >= 5 else plan.scaled
+        with self._room(source.decoded_pixels(scaled)):
+            small = geometry.scale(source.pixels(scaled), scaled, source.extent(scaled))
+        turned = upright(small, source.orientation) if source.orientation != 1 else small
+        rgb = to_srgb(geometry.crop(turned, plan.final), source.icc)
+        return self._encode(geometry.pad(rgb, plan.final)), perceptual_hash(_grey(rgb))
+
+    def _room(self, pixels: int) -> AbstractContextManager[object]:
+        return _ONE_LARGE if pixels > _LARGE else nullcontext()
+
+    def _encode(self, rgb: Pixels) -> bytes:
+        if self.config.format == "jpg":
+            return jpeg.encode(rgb, self.config.quality)
+        flag = cv2.IMWRITE_PNG_COMPRESSION if self.config.format == "png" else cv2.IMWRITE_WEBP_QUALITY
+        bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        done, encoded = cv2.imencode(f".{self.config.format}", bgr, [flag, self.config.quality])
+        if not done:
+            raise Refused(Reason.DECODE, f"it cannot be encoded as {self.config.format}")
+        return encoded.tobytes()
 
 
-def perceptual_hash(image: bytes) -> int:
-    """Difference hash: is each of 8 x 8 grey pixels brighter than its left neighbour? As a signed int64."""
-    with Image.open(io.BytesIO(image)) as opened:
-        grey = np.asarray(opened.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # [8, 9]
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1])  # [8]
-    return int(bits.view(">i8")[0])
-
-
-def _resize_reason(error: str) -> Reason:
-    if "too small" in error:
-        return Reason.TOO_SMALL
-    if "aspect ratio" in error:
-        return Reason.ASPECT_RATIO
-    return Reason.DECODE
+def _grey(pixels: Pixels) -> Pixels:
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)

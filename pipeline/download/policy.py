@@ -1,26 +1,28 @@
 """What may be fetched: schemes, addresses, hosts. Checked for the URL and again for every redirect.
 
-Addresses are judged after name resolution, in the resolver of the connection itself, so that the address
-which was judged is the one connected to (no rebinding).
+Addresses are judged once more as each connection is opened: the address which is judged is the one connected
+to (no rebinding).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from schemas.configs import DownloadConfig
 from schemas.errors import Reason
 
-_ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+_ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})  # none: noindex and nofollow
 _WITH_VALUE = frozenset({"max-image-preview", "max-snippet", "max-video-preview", "unavailable_after"})
 """Directives which look like the name of a user agent: they, too, end with a colon."""
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -33,48 +35,72 @@ class Refused(Exception):
         self.reason, self.detail, self.http_status = reason, detail, http_status
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that may be asked for: escaped, and without its fragment; ``host`` in lower case, without brackets."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def origin(self) -> str:
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
 @dataclass(frozen=True)
 class Policy:
-    """Caps and allow-lists of fetching; private addresses are open only for ``allow_hosts``."""
+    """Allow-lists of fetching; private addresses are open only for ``allow_hosts``."""
 
     allow_hosts: frozenset[str]
-    max_bytes: int
-    max_redirects: int
-    timeout: float
-    retries: int
+    schemes: frozenset[str]
     respect_opt_out: bool
     user_agent: str
 
-    def check_url(self, text: str) -> URL:
+    @classmethod
+    def of(cls, config: DownloadConfig) -> Policy:
+        return cls(
+            allow_hosts=frozenset(h.lower() for h in config.allow_hosts),
+            schemes=frozenset(s.lower() for s in config.schemes),
+            respect_opt_out=config.respect_opt_out,
+            user_agent=config.user_agent,
+        )
+
+    def check_url(self, text: str) -> Target:
         """The URL, ready to be requested.
 
         Raises:
-            Refused: not a URL, another scheme than http(s), credentials, or a refused literal address.
+            Refused: not a URL, a scheme that is not open, credentials, or a refused literal address.
         """
+        text = text.strip()
         try:
-            parts = urlsplit(text.strip())
-            url = URL(text.strip())
-            host, port = parts.hostname, parts.port
+            parts = urlsplit(text)
+            url = URL(text).with_fragment(None)
+            port = parts.port
         except ValueError as exc:
             raise Refused(Reason.BAD_URL, f"not a URL: {exc}") from exc
-        if parts.scheme.lower() not in ("http", "https"):
-            raise Refused(Reason.SCHEME_REFUSED if parts.scheme else Reason.BAD_URL, f"scheme {parts.scheme[:20]!r}")
-        if not host or not url.host:
-            raise Refused(Reason.BAD_URL, "no host")
+        scheme = parts.scheme.lower()
+        if scheme not in self.schemes:
+            raise Refused(Reason.SCHEME_REFUSED if scheme else Reason.BAD_URL, f"scheme {scheme[:20]!r}")
         if parts.username is not None or parts.password is not None:
             raise Refused(Reason.CREDENTIALS_IN_URL, "credentials in the URL")
-        if _literal(url.host) is not None:
-            self.check_address(url.host, url.host, port or url.port or 0)
-        return url
+        if scheme not in ("http", "https"):
+            return Target(text, scheme, url.host or "", 0)
+        if not parts.hostname or not url.host:
+            raise Refused(Reason.BAD_URL, "no host")
+        target = Target(str(url), scheme, (url.raw_host or url.host).lower().rstrip("."), port or url.port or 0)
+        if _literal(target.host) is not None:
+            self.check_address(target, target.host, target.port)
+        return target
 
-    def check_address(self, host: str, address: str, port: int) -> None:
-        """Raises Refused unless ``address`` is public or ``host`` (with any or this port) is allowed."""
-        name = host.lower()
-        if {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"} & self.allow_hosts:
+    def check_address(self, target: Target, address: str, port: int) -> None:
+        """Raises Refused unless ``address`` is public, or the target's host (with any or this port) is allowed."""
+        name = target.host
+        if {name, f"{name}:{port}", f"[{name}]", f"[{name}]:{port}"} & self.allow_hosts and _agree(name, address):
             return
-        ip = _literal(address)
-        if ip is None or not ip.is_global or ip.is_multicast:
-            raise Refused(Reason.ADDRESS_REFUSED, f"{host} is the address {address}, which is not public")
+        if not _is_public(address):
+            raise Refused(Reason.ADDRESS_REFUSED, f"{name} is the address {address}, which is not public")
 
     def check_robots(self, headers: Iterable[str]) -> None:
         """Raises Refused if an ``X-Robots-Tag`` for all, or for this user agent, opts out."""
@@ -82,31 +108,27 @@ class Policy:
             return
         agent = self.user_agent.split("/", 1)[0].lower()
         for header in headers:
-            who, colon, rest = (part.strip().lower() for part in header.partition(":"))
-            named = bool(colon) and "," not in who and who not in _WITH_VALUE
-            if named and who not in ("", "*", agent):
-                continue
-            directives = rest if named else header
-            if found := {d.strip().lower() for d in directives.split(",")} & _ROBOTS:
-                raise Refused(Reason.OPTED_OUT, f"X-Robots-Tag: {', '.join(sorted(found))}", 200)
+            meant = True
+            for part in header.lower().split(","):
+                who, colon, directive = (text.strip() for text in part.partition(":"))
+                if colon and who not in _WITH_VALUE and _AGENT.fullmatch(who):
+                    meant = who in ("*", agent)  # it and what follows, up to the next name, is for this agent
+                else:
+                    directive = part.strip()
+                if meant and directive in _ROBOTS:
+                    raise Refused(Reason.OPTED_OUT, f"X-Robots-Tag: {directive}", 200)
 
 
-class GuardedResolver(AbstractResolver):
-    """Resolves a name and lets through only addresses that the policy allows."""
+def _agree(host: str, address: str) -> bool:
+    """A host that is an address itself stands for this address alone."""
+    literal = _literal(host)
+    return literal is None or literal == _literal(address)
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy, self._inner = policy, ThreadedResolver()
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        for answer in found:
-            self._policy.check_address(host, answer["host"], port)
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
+@lru_cache(4096)
+def _is_public(address: str) -> bool:
+    ip = _literal(address)
+    return ip is not None and ip.is_global and not ip.is_multicast
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 from upath import UPath
 
+from pipeline.download import parquet
+from pipeline.download.delimited import Delimited
+from pipeline.download.lines import JsonLines, Lines, array
+from pipeline.download.records import Columns
+from pipeline.download.streams import parsed, text_blocks
 from schemas.errors import UsageError
 from schemas.keys import pair_keys
 
 FORMATS = ("parquet", "csv", "tsv", "json", "jsonl", "txt")
+ROWS = 65_536
+BYTES = 64 << 20
+"""A batch has no more rows, and about so many bytes at most."""
+
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -35,7 +43,7 @@ def find(patterns: Sequence[str]) -> list[UPath]:
         if not hits:
             raise UsageError(
                 f"--pairs {pattern}: nothing found",
-                expected="a file, directory or glob of " + ", ".join(FORMATS) + " (plain, .gz or .zst)",
+                expected="a file, directory or glob of " + ", ".join(FORMATS) + " (plain, .gz or .zst), tar",
                 remedy="check the path",
             )
         files |= {str(hit): hit for hit in hits}
@@ -45,7 +53,7 @@ def find(patterns: Sequence[str]) -> list[UPath]:
 def _expand(pattern: str) -> Iterator[UPath]:
     path = UPath(pattern)
     if path.is_dir():
-        yield from (p for p in path.rglob("*") if p.is_file() and _format(p.name)[0] in FORMATS)
+        yield from (p for p in path.rglob("*") if p.is_file() and (_format(p.name)[0] in FORMATS or is_archive(p)))
     elif path.is_file():
         yield path
     elif path.protocol in ("", "file"):
@@ -65,36 +73,89 @@ def _format(name: str) -> tuple[str, str | None]:
     return {".ndjson": "jsonl"}.get(kind, kind).lstrip("."), packed
 
 
-def read_pairs(file: UPath, url_col: str, caption_col: str) -> pa.Table:
-    """A file's pairs as (pair_key, url, caption, source); a missing caption is the empty string.
+def is_archive(path: UPath) -> bool:
+    """Whether ``path`` is a tar of images (webdataset), which :func:`read_batches` does not read."""
+    return _format(path.name) == ("tar", None)
+
+
+def read_batches(file: UPath, columns: Columns) -> Iterator[pa.Table]:
+    """A list's rows, in order, in memory that does not grow with the file.
+
+    Each batch has pair_key, url, caption, source, extra (the other columns as a JSON object, null without any) and
+    problem. **Every row of the list is a row here.** One that cannot be read has a problem, "REASON: what is wrong",
+    with bad_record or bad_caption of :class:`~schemas.errors.Reason`; its url is what could be read of it, its
+    caption is the row's text after its line number. Empty lines are no rows. A packed stream that is cut off gives
+    the rows before the cut, then one bad row that says so.
 
     Raises:
         UsageError: unknown format, unreadable, or without the named columns (it names those there are).
     """
-    table = read_table(file, [url_col, caption_col])
-    missing = [c for c in (url_col, caption_col) if c not in table.column_names]
-    if missing:
-        raise UsageError(
-            f"{file} has no column {' and no column '.join(map(repr, missing))}",
-            actual="columns: " + ", ".join(table.column_names),
-            remedy="name them with --url-col and --caption-col",
-        )
-    urls, captions = _texts(file, table, url_col), _texts(file, table, caption_col)
-    keys = pair_keys(urls.to_pylist(), captions.to_pylist())
-    source = pa.array([str(file)] * len(keys), pa.string())
-    return pa.table({"pair_key": keys, "url": urls, "caption": captions, "source": source})
+    for table in _regroup(_records(file, columns)):
+        keys = pa.array(pair_keys(table["url"].to_pylist(), table["caption"].to_pylist()))
+        source = pa.repeat(pa.scalar(str(file)), len(keys))
+        yield table.add_column(0, "pair_key", keys).add_column(3, "source", source)
 
 
-def _texts(file: UPath, table: pa.Table, column: str) -> pa.ChunkedArray:
-    try:
-        return pc.fill_null(table[column].cast(pa.string()), "")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError) as exc:  # KeyError: there are two of that name
-        raise UsageError(
-            f"{file}: the column {column!r} is not a column of text",
-            expected="one column of strings",
-            actual=", ".join(str(f) for f in table.schema if f.name == column),
-            remedy="name another with --url-col or --caption-col",
-        ) from exc
+def _records(file: UPath, columns: Columns) -> Iterator[pa.Table]:
+    kind, packed = _format(file.name)
+    if kind == "parquet":
+        return parquet.read(file, packed, columns)
+    if kind not in FORMATS:
+        raise UsageError(f"{file}: unknown format", expected=", ".join(FORMATS), actual=kind or "no suffix")
+    blocks = text_blocks(file, packed)
+    if kind in ("csv", "tsv"):
+        return parsed(blocks, Delimited(file, columns, "\t" if kind == "tsv" else ","))
+    if kind == "txt":
+        if columns.extra not in ((), ("*",)):
+            raise UsageError(f"{file} has no columns: a line of txt is a URL", actual=", ".join(columns.extra))
+        return parsed(blocks, Lines())
+    return _json(file, blocks, columns, may_be_array=kind == "json")
+
+
+def _json(file: UPath, blocks: Iterator[bytes], columns: Columns, *, may_be_array: bool) -> Iterator[pa.Table]:
+    first = next(blocks, b"")
+    blocks = itertools.chain([first], blocks)
+    if may_be_array and first.lstrip()[:1] == b"[":
+        yield from array(file, blocks, columns)
+        return
+    parser = JsonLines(columns)
+    held: list[pa.Table] | None = []
+    for table in parsed(blocks, parser):
+        if held is None:
+            yield table
+            continue
+        # The columns are known only from the rows, and a row may lack some: give them a batch's time to turn up.
+        held.append(table)
+        if not parser.names.keys() >= set(columns.named):
+            if sum(t.num_rows for t in held) < ROWS and sum(t.nbytes for t in held) < BYTES:
+                continue
+            columns.check(file, parser.names)
+        yield from held
+        held = None
+    if held:
+        if parser.names:
+            columns.check(file, parser.names)
+        yield from held
+
+
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in batches of at most :data:`ROWS` and about :data:`BYTES`."""
+    held: list[pa.Table] = []
+    rows = size = 0
+    for piece in itertools.chain.from_iterable(map(_pieces, tables)):
+        if held and (rows + piece.num_rows > ROWS or size + piece.nbytes > BYTES):
+            yield pa.concat_tables(held).combine_chunks()
+            held, rows, size = [], 0, 0
+        held.append(piece)
+        rows, size = rows + piece.num_rows, size + piece.nbytes
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    step = max(1, min(ROWS, table.num_rows * BYTES // max(1, table.nbytes)))
+    for start in range(0, table.num_rows, step):
+        yield table.slice(start, step)
 
 
 def read_table(file: UPath, columns: Sequence[str]) -> pa.Table:
@@ -142,9 +203,3 @@ def _read(stream: IO[bytes], kind: str, columns: Sequence[str]) -> pa.Table:
             return pa.schema([(name, pa.null()) for name in names]).empty_table()
         return pa.table({name: [row.get(name) for row in rows] for name in columns})
     return pyarrow.json.read_json(pa.BufferReader(data))
-
-
-def drop_doubles(pairs: pa.Table) -> pa.Table:
-    """The first row of every pair_key, in order."""
-    _, first = np.unique(pairs["pair_key"].to_numpy(), return_index=True)
-    return pairs.take(pa.array(np.sort(first)))

@@ -2,65 +2,96 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
+import re
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.download.fetch import Fetched, fetch_all
+from pipeline.download.answers import Fetched
+from pipeline.download.fetch import Fetcher, Request
 from pipeline.download.images import ImageStage
-from pipeline.download.policy import Policy, Refused
+from pipeline.download.policy import Refused
 from schemas.configs import DownloadConfig
 from schemas.errors import Reason
 from schemas.tables import IMAGES
 
+_EMPTY = dict.fromkeys(IMAGES.schema.names)
+
+SHARD = pa.schema(
+    [
+        ("pair_key", pa.int64()), ("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()),
+        ("attempts", pa.int32()), ("etag", pa.string()), ("last_modified", pa.string()),
+    ]
+)  # fmt: skip
+"""The door: pairs to fetch, ``attempts`` earlier runs' tries, the validators those of the stored image or null."""
+
 
 class DownloadStage:
-    """(pair_key, url, caption, attempts) -> the same keys as rows of images, each ok or with its reason."""
+    """Rows of :data:`SHARD` -> the same keys as rows of images, each ok or with its reason, sorted by key.
+
+    A row that was not modified (304) comes back without an image: ``status`` ok, ``http_status`` 304.
+    Threads of one process may call it at once: they share the fetcher, and each decodes its own shard's images.
+    """
 
     def __init__(self, config: DownloadConfig, run: str) -> None:
         self.config, self.run = config, run
         self._image = ImageStage(config)
-        self._policy = Policy(
-            allow_hosts=frozenset(h.lower() for h in config.allow_hosts),
-            max_bytes=config.max_bytes,
-            max_redirects=config.max_redirects,
-            timeout=config.timeout,
-            retries=config.retries,
-            respect_opt_out=config.respect_opt_out,
-            user_agent=config.user_agent,
-        )
+        self._fetcher = Fetcher(config)
+        self._wanted = re.compile(config.caption_match) if config.caption_match else None
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        return asyncio.run(self._shard(pairs.to_pylist()))
-
-    async def _shard(self, pairs: list[dict[str, Any]]) -> pa.Table:
-        rows: list[dict[str, Any]] = []
-        urls = [p["url"] for p in pairs]
-        async for i, fetched in fetch_all(urls, self._policy, self.config.concurrency, self.config.per_host):
-            rows.append(self._row(pairs[i], fetched))
+        rows, fetch = [], []
+        for pair in pairs.to_pylist():
+            if refusal := self._refusal(pair):
+                rows.append(self._row(pair, refusal))
+            else:
+                fetch.append(pair)
+        requests = [Request(p["url"], p["etag"], p["last_modified"]) for p in fetch]
+        rows += [self._row(fetch[i], answer) for i, answer in self._fetcher.fetch_all(requests)]
         rows.sort(key=lambda row: row["pair_key"])
         return pa.Table.from_pylist(rows, schema=IMAGES.schema)
 
-    def _row(self, pair: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-        row: dict[str, Any] = dict.fromkeys(IMAGES.schema.names)
-        reason, error = fetched.reason, fetched.error
-        if reason is Reason.OK:
+    def close(self) -> None:
+        """End the fetching thread."""
+        self._fetcher.close()
+
+    def _refusal(self, pair: dict[str, Any]) -> Fetched | None:
+        """Why a pair is not fetched at all."""
+        if pair["problem"] is not None:
+            reason, _, detail = pair["problem"].partition(": ")
+            return Fetched(Reason(reason), error=detail)
+        caption, config = pair["caption"], self.config
+        most = config.max_caption_length
+        if len(caption) < config.min_caption_length or (most is not None and len(caption) > most):
+            return Fetched(Reason.CAPTION_FILTERED, error=f"{len(caption)} characters")
+        if self._wanted is not None and not self._wanted.search(caption):
+            return Fetched(Reason.CAPTION_FILTERED, error=f"no match for {config.caption_match}")
+        return None
+
+    def _row(self, pair: dict[str, Any], answer: Fetched) -> dict[str, Any]:
+        row: dict[str, Any] = dict(_EMPTY)
+        reason, error = answer.reason, answer.error
+        if reason is Reason.OK and not answer.not_modified:
             try:
-                stored = self._image(fetched.body)
-                row |= vars(stored) | {"format": self.config.format}
+                row |= vars(self._image(answer.body))
             except Refused as exc:
                 reason, error = exc.reason, exc.detail
+        now = dt.datetime.now(dt.UTC)
+        wait = answer.retry_after if reason.retryable else None
         return row | {
             "pair_key": pair["pair_key"],
             "url": pair["url"],
             "caption": pair["caption"],
             "status": str(reason),
             "error": error,
-            "http_status": fetched.http_status,
+            "http_status": answer.http_status,
             "attempts": pair["attempts"] + 1,
             "retryable": reason.retryable,
-            "fetched_at": dt.datetime.now(dt.UTC),
+            "original_bytes": len(answer.body) or None,
+            "etag": answer.etag,
+            "last_modified": answer.last_modified,
+            "fetched_at": now,
+            "not_before": None if wait is None else now + dt.timedelta(seconds=wait),
             "run": self.run,
         }

@@ -58,6 +58,7 @@ def call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"job", "run", "outcome", "counts", "seconds", "outputs"} <= summary.keys()
     assert summary["job"] == "download"
+    assert "error" not in summary or status, summary["error"]
     return status, summary
 
 
@@ -189,7 +190,7 @@ def test_usage_is_2_and_leaves_nothing(
         ("--pairs", str(tmp_path / "list.csv")): "link, text",
         ("--retries", "many"): "retries",
         ("--no-such-flag",): "--no-such-flag",
-        ("--config", str(tmp_path / "bad.yaml")): "did you mean 'retries'",
+        ("--config", str(tmp_path / "bad.yaml")): "did you mean 'retry'",
     }
     for more, words in cases.items():
         status = main(argv(ws, server, *more))
@@ -200,7 +201,7 @@ def test_usage_is_2_and_leaves_nothing(
     monkeypatch.setenv("CLIPMILL_RETRYS", "3")
     assert main(argv(ws, server)) == 2
     out, err = capsys.readouterr()
-    assert "CLIPMILL_RETRYS, did you mean CLIPMILL_RETRIES?" in err
+    assert "CLIPMILL_RETRYS, did you mean CLIPMILL_RETRY?" in err
     assert "CLIPMILL_RETRYS" in json.loads(out.splitlines()[-1])["error"]
 
 

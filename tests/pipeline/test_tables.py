@@ -36,6 +36,8 @@ def pairs(keys: list[int], mark: str = "a", size: int = 0) -> pa.Table:
             "url": [f"http://{mark}/{k}" + "x" * size for k in keys],
             "caption": [f"{mark} {k}" for k in keys],
             "source": [mark] * len(keys),
+            "extra": [None] * len(keys),
+            "problem": [None] * len(keys),
             "added_run": ["run"] * len(keys),
         },
         schema=PAIRS.schema,
@@ -152,6 +154,63 @@ def test_old_versions_can_be_read(workspace: Workspace) -> None:
     assert content(table) == {1: "b", 2: "a"}
 
 
+def test_replace_changes_and_deletes_in_one_commit(workspace: Workspace) -> None:
+    table = workspace.table("pairs")
+    none = pairs([]).select(["pair_key"])
+    assert (table.recorded("looked"), table.paths()) == (-1, set())
+    first = table.replace(pairs([1, 2, 3]), none, "run", -1, {"looked": 7, "how": 0})
+    assert first == table.version() and content(table) == dict.fromkeys([1, 2, 3], "a")
+    gone = pa.table({"pair_key": pa.array([2, 9], pa.int64())})
+    second = table.replace(pairs([3, 4], "b"), gone, "run", first, {"looked": 5})
+    assert second == first + 1 == table.version(), "one commit"
+    assert content(fresh(Path(str(workspace.root)))) == {1: "a", 3: "b", 4: "b"}
+    assert (table.recorded("looked"), table.recorded("how"), table.recorded("other")) == (5, 0, -1)
+
+
+def test_replace_without_rows_leaves_its_record(workspace: Workspace) -> None:
+    table = workspace.table("pairs")
+    none = pairs([]).select(["pair_key"])
+    assert table.replace(pairs([]), none, "run", -1, {"looked": 3}) == table.version() == 1
+    assert (table.recorded("looked"), content(table)) == (3, {})
+    table.append(pairs([1]), "run")
+    assert table.recorded("looked") == 3
+
+
+def test_replace_changes_nothing_where_another_was_first(workspace: Workspace) -> None:
+    table = workspace.table("pairs")
+    base = table.append(pairs([1]), "run").version
+    table.append(pairs([2]), "run")
+    late = (pairs([2, 3], "late"), pairs([1]).select(["pair_key"]), "run")
+    assert table.replace(*late, base, {"looked": 1}) is None
+    # And where the other one comes between the look at the version and the commit.
+    stale = table._open_or_create()
+    table.append(pairs([4]), "run")
+    overtaken = fresh(Path(str(workspace.root)))
+    overtaken._open_or_create = lambda: stale  # type: ignore[method-assign]
+    assert overtaken.replace(*late, stale.version(), {"looked": 1}) is None
+    assert (content(table), table.recorded("looked")) == ({1: "a", 2: "a", 4: "a"}, -1)
+
+
+def test_rows_as_a_stream_of_some_files(workspace: Workspace) -> None:
+    table = workspace.table("pairs")
+    assert table.batches(["pair_key"]).read_all().num_rows == 0
+    first = table.append(pairs([1, 2]), "run").version
+    before = table.paths()
+    table.append(pairs([3]), "run")
+    new = table.paths() - before
+    assert table.paths(first) == before and len(new) == 1
+    found = {
+        name: sorted(table.batches(["source", "pair_key"], version, paths).read_all()["pair_key"].to_pylist())
+        for name, version, paths in (
+            ("all", None, None),
+            ("old", first, None),
+            ("new", None, new),
+            ("none", None, set()),
+        )
+    }
+    assert found == {"all": [1, 2, 3], "old": [1, 2], "new": [3], "none": []}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -175,13 +234,27 @@ def test_a_part_with_a_key_twice_is_refused(workspace: Workspace) -> None:
         workspace.table("pairs").write_part(pairs([1, 2, 1]))
 
 
-def test_a_table_of_another_version_of_the_code(workspace: Workspace) -> None:
+def test_a_table_of_an_older_version_of_the_code(workspace: Workspace) -> None:
+    """What it lacks is added at the first write, and null in the rows that were there."""
     table = workspace.table("pairs")
-    old = TableSpec("pairs", PAIRS.schema.remove(4), ("pair_key",))
-    Table(table.uri, old).append(pairs([1]).drop_columns("added_run"), "run")
-    with pytest.raises(SchemaError, match="another version") as caught:
-        table.append(pairs([2]), "run")
-    assert "added_run" in caught.value.actual
+    old = TableSpec("pairs", PAIRS.schema.remove(PAIRS.schema.get_field_index("extra")), ("pair_key",))
+    Table(table.uri, old).append(pairs([1]).drop_columns("extra"), "run")
+    assert table.read(["pair_key", "extra"]).to_pylist() == [{"pair_key": 1, "extra": None}]
+    new = pairs([2]).set_column(4, "extra", pa.array(['{"a": 1}']))
+    table.append(new, "run")
+    table.upsert(pairs([1]), "run")
+    found = {row["pair_key"]: row["extra"] for row in table.read().to_pylist()}
+    assert found == {1: None, 2: '{"a": 1}'}
+
+
+def test_an_upsert_with_a_condition(workspace: Workspace) -> None:
+    """Rows that do not meet it stay as they are, but for the columns to touch; new ones are added."""
+    table = workspace.table("pairs")
+    table.append(pairs([1, 2, 3], "old"), "run")
+    replace = "source.pair_key <> 2"
+    table.upsert(pairs([2, 3, 4], "new"), "run", replace, touch=["caption"])
+    rows = {row["pair_key"]: (row["source"], row["caption"]) for row in table.read().to_pylist()}
+    assert rows == {1: ("old", "old 1"), 2: ("old", "new 2"), 3: ("new", "new 3"), 4: ("new", "new 4")}
 
 
 def test_images_of_any_bytes(workspace: Workspace) -> None:
