@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lab.corpus import jpeg, photo
-from pipeline.download.images import ImageStage
+from pipeline.download.pictures.images import ImageStage
 from schemas.configs import DownloadConfig
 
 Pixels = NDArray[np.uint8]

@@ -80,7 +80,9 @@ The figures of each job, listed with it below, stand beside these keys.
 
 FIGURES: dict[str, str] = {
     "demo": "the demo's metrics and seconds by stage; the same are in `demo/demo.json`.",
-    "download": "`statuses` (rows by reason), `already_known`, `doubles`, `retry_later`, `quarantined`.",
+    "download": "`read` (rows of the lists), `doubles`, `already_known`, `statuses` (of what was fetched, by reason), "
+    "`bytes`, `retry_later`, `duplicates` (images marked, by kind), and with tars `archives`: the figures of `import`.",
+    "import": "`archives`, `statuses`, `already_known`, `doubles`, `ignored_files`, `wrong`, `duplicates`.",
     "embed": "`encoder`, `dim`, `pairs_per_second`, `quarantined`.",
     "index": "`version`, `count`, and for each modality `image_...` and `text_...`: `factory`, `recall_at_1`, "
     "`recall_at_10`, `ms_per_query`, `bytes`.",
@@ -90,6 +92,8 @@ FIGURES: dict[str, str] = {
     "generate": "`prompts`, `sampling`, `prior`, `decoder`, `encoder`, `images_per_second`, `quarantined`.",
     "evaluate": "`metrics`: `pairs`, `text_to_image`, `image_to_text`, `prior` (by name), `index` (by modality), "
     "`generation`; the same are in `metrics.json` of the report.",
+    "export": "`shards`, `already_there`, `left_out` (rows, by cause), and where shards were written "
+    "`formats`, `bytes`, `quarantined`.",
     "status": "`tables`, `images` (rows by reason), `encoders`, `indices`, `models`, `runs`.",
 }
 

@@ -7,15 +7,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from pipeline.lean import import_arrow_without_pandas
+
 JOBS = {
     "demo": "the whole pipeline on a small drawn world, to a page of generated pictures",
     "download": "pairs of URL and caption -> tables pairs and images",
+    "import": "webdataset tars and img2dataset's output -> tables pairs and images",
     "embed": "images and captions -> CLIP vectors in the table embeddings",
     "index": "embeddings -> FAISS indices with measured recall, published",
     "query": "search an index by text, image, key or vector",
     "train": "train clip, prior or decoder",
     "generate": "prompts -> candidates, reranked with CLIP, the best kept",
     "evaluate": "retrieval, prior, generation and index metrics, with plots",
+    "export": "images with their pairs -> webdataset tars or img2dataset's layouts",
     "status": "what a workspace holds",
 }
 
@@ -37,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f", did you mean {near[0]!r}?" if near else ""
         print(f"clipmill: no job {name!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
+    if argv is None:
+        import_arrow_without_pandas()
     return int(importlib.import_module(f"jobs.{name}").main(arguments[1:]))
 
 

@@ -12,11 +12,13 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.archives import complain, take_in
 from jobs.base import command
+from pipeline.download.archives.layouts import Archive, find_archives, is_tar
 from pipeline.download.duplicates import mark_duplicates
+from pipeline.download.lists.records import Columns
+from pipeline.download.lists.sources import find, read_batches
 from pipeline.download.planning import KINDS, Planner, Work
-from pipeline.download.records import Columns
-from pipeline.download.sources import find, is_archive, read_batches
 from pipeline.engine import Done, Engine, Quarantined, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress
@@ -96,36 +98,44 @@ def run(config: DownloadConfig, run: Run, engine: Engine) -> None:
     run.outputs |= {"pairs": pairs.uri, "images": images.uri}
     with Planner() as planner:
         with run.stage("read"):
-            add_pairs(config, run, planner)
+            archives = add_pairs(config, run, planner)
+        if archives:
+            with run.stage("archives"):
+                run.figures["archives"] = take_in(config, archives, run, engine, as_is=False)
         with run.stage("plan"):
             run.reads("pairs")
             work = planner.work(pairs, images, config)
-        run.counts["in"] = work.total
+        run.counts["in"] += work.total
         run.figures["retry_later"] = work.waiting
         with run.stage("fetch"):
             fetch(config, run, engine, planner, work)
     with run.stage("duplicates"):
         run.figures["duplicates"] = mark(config, run)
+    if archives:
+        complain(run.figures["archives"])
 
 
-def add_pairs(config: DownloadConfig, run: Run, planner: Planner) -> None:
-    """Add the pairs of ``config.pairs`` that are new; what was known and what was doubled goes to the figures.
+def add_pairs(config: DownloadConfig, run: Run, planner: Planner) -> list[Archive]:
+    """Add the pairs of lists in ``config.pairs`` that are new, and count the others. Returns the archives among them.
 
     Raises:
         NothingToDo: neither the input nor the workspace has a pair.
     """
-    lists = [file for file in find(config.pairs) if not is_archive(file)]
+    files = find(config.pairs)
+    lists = [file for file in files if not is_tar(file.name)]
+    archives = find_archives([str(file) for file in files if is_tar(file.name)])
     columns = Columns(config.url_col, config.caption_col, config.extra_cols)
     batches = (batch for file in lists for batch in read_batches(file, columns))
     added = 0
     for rows in planner.fresh(batches, run.workspace.table("pairs"), _PAIRS_A_COMMIT):
         run.append("pairs", rows.append_column("added_run", pa.array([run.id] * rows.num_rows, pa.string())))
         added += rows.num_rows
-    if planner.given == 0 and run.workspace.table("pairs").count() == 0:
+    if not archives and planner.given == 0 and run.workspace.table("pairs").count() == 0:
         raise NothingToDo("no pairs", expected="--pairs with at least one row, or a workspace with pairs")
     run.figures |= {
         "read": planner.given, "doubles": planner.given - planner.keys, "already_known": planner.keys - added
     }  # fmt: skip
+    return archives
 
 
 def fetch(config: DownloadConfig, run: Run, engine: Engine, planner: Planner, work: Work) -> None:

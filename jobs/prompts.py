@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.download.sources import find, read_table
+from pipeline.download.lists.sources import find, read_table
 from schemas.errors import NothingToDo, UsageError
 
 

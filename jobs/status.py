@@ -15,6 +15,7 @@ from jobs.encoders import embedded_encoders
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from schemas.configs import StatusConfig
+from schemas.errors import Reason
 from schemas.tables import TABLES
 
 _MODELS = ("clip", "prior", "decoder")
@@ -61,9 +62,11 @@ def _show(figures: dict[str, Any]) -> None:
     for name, t in figures["tables"].items():
         tables.add_row(name, f"{t['rows']:,}", str(t["version"]) if t["version"] >= 0 else "-")
     console.print(tables)
-    reasons = RichTable("images", "rows", "retried later", box=None)
+    total = sum(r["rows"] for r in figures["images"].values())
+    reasons = RichTable("images", "rows", "share", "later", "meaning", box=None)
     for name, r in sorted(figures["images"].items(), key=lambda item: -item[1]["rows"]):
-        reasons.add_row(name, f"{r['rows']:,}", "yes" if r["retryable"] else "")
+        later = "retry" if r["retryable"] else ""
+        reasons.add_row(name, f"{r['rows']:,}", f"{r['rows'] / total:.1%}", later, Reason(name).meaning)
     console.print(reasons)
     for encoder, count in figures["encoders"].items():
         console.print(f"encoder {encoder}: {count:,} embedded", highlight=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from schemas.errors import Reason
 from schemas.networks import DecoderConfig, PriorConfig
@@ -113,6 +114,15 @@ class DownloadConfig(JobConfig):
         "near", description="mark duplicates in the table duplicates: by sha256, or by perceptual hash, too"
     )
     near_distance: int = Field(3, ge=0, le=16, description="bits of 64 by which near duplicates' hashes may differ")
+
+    @field_validator("caption_match")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as exc:
+            raise ValueError(f"no regular expression: {exc}") from exc
+        return value
 
     @model_validator(mode="after")
     def _known_reasons(self) -> Self:

@@ -1,15 +1,22 @@
-"""A hostile web server on 127.0.0.1: every path misbehaves in one way of its own."""
+"""A hostile web server on 127.0.0.1: every path misbehaves in one way of its own.
+
+What is only bytes and pauses is data (:data:`Step`, see ``tests/hostile``); what counts or asks back is a handler.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -17,7 +24,7 @@ from PIL import Image
 
 Handler = Callable[["Reply", str, dict[str, str]], Awaitable[None]]
 
-FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "avif": "AVIF"}
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -54,6 +61,36 @@ def png_bomb(side: int) -> bytes:
     )
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """The same bytes again and again, ``pause`` seconds apart."""
+
+    data: bytes
+    times: int
+    pause: float = 0.0
+
+
+class Reset:
+    """Close with RST instead of FIN."""
+
+
+Step = bytes | float | Repeat | Reset
+"""What an answer is made of: bytes, pauses in seconds, and how it ends (by default with FIN)."""
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """TLS for 127.0.0.1 with a self-signed certificate, made by the program openssl."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 where nobody answers."""
     with socket.socket() as s:
@@ -87,6 +124,9 @@ class Reply:
 
 async def ok(reply: Reply, path: str, query: dict[str, str]) -> None:
     number, _, kind = path.rpartition("/")[2].partition(".")
+    if not number.isdigit() or kind not in FORMATS:
+        await reply.send(404)
+        return
     await asyncio.sleep(float(query.get("wait", 0)))
     await reply.send(200, picture(int(number), kind), Content_Type="image/x")
 
@@ -201,10 +241,26 @@ class Server:
     """``with Server() as s: s.url("ok/1.png")``; ``s.hits`` counts the requests of every path.
 
     ``/flaky/STATUS/TIMES/REST`` answers STATUS the first TIMES times, and then as /REST does.
+    ``/c/NAME`` and everything below it answers ``answers[NAME]``. With ``greeting``, every connection gets that,
+    whatever it asks for.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        answers: Mapping[str, Sequence[Step]] | None = None,
+        *,
+        greeting: Sequence[Step] | None = None,
+        hosts: Sequence[str] = ("127.0.0.1",),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.answers, self.greeting = ({} if answers is None else answers), greeting
         self.hits: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        """Bytes given to the network for every name in ``answers``."""
+        self.heads: list[bytes] = []
+        """Every request as it came."""
+        self.connections = 0
+        self._hosts, self._tls = hosts, tls
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -233,36 +289,73 @@ class Server:
 
     async def _main(self) -> None:
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self.port = 0
+        servers = []
+        for host in self._hosts:  # one port for all of them
+            started = await asyncio.start_server(
+                self._answer, host, self.port, limit=1 << 20, ssl=self._tls, backlog=1024
+            )
+            self.port = started.sockets[0].getsockname()[1]
+            servers.append(started)
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        for started in servers:
+            started.close()
         others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
+            if self.greeting is not None:
+                await self._play("", self.greeting, writer)
+                return
             first = await reader.readexactly(1)
             if first == b"\x16":  # TLS, which this is not
                 await Reply(writer).send(400)
                 return
-            request = first + await reader.readuntil(b"\r\n\r\n")
-            target = urlsplit(request.split(b" ")[1].decode("latin-1"))
-            path = unquote(target.path).lstrip("/")
-            self.hits[path] += 1
-            query = {name: values[0] for name, values in parse_qs(target.query).items()}
-            reply = Reply(writer)
-            if path.startswith("flaky/"):
-                _, code, times, path = path.split("/", 3)
-                if self.hits[target.path.lstrip("/")] <= int(times):
-                    await reply.send(int(code), b"later", Retry_After="0")
-                    return
-            handler = HANDLERS.get(path.partition("/")[0])
-            await (handler(reply, path, query) if handler else reply.send(404))
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await self._route(first + await reader.readuntil(b"\r\n\r\n"), writer)
+        except asyncio.LimitOverrunError:
+            await Reply(writer).send(431)
+        except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
+
+    async def _route(self, request: bytes, writer: asyncio.StreamWriter) -> None:
+        self.heads.append(request)
+        target = urlsplit(request.split(b" ")[1].decode("latin-1"))
+        path = unquote(target.path).lstrip("/")
+        self.hits[path] += 1
+        query = {name: values[0] for name, values in parse_qs(target.query).items()}
+        reply = Reply(writer)
+        if path.startswith("flaky/"):
+            _, code, times, path = path.split("/", 3)
+            if self.hits[target.path.lstrip("/")] <= int(times):
+                await reply.send(int(code), b"later", Retry_After="0")
+                return
+        kind, _, rest = path.partition("/")
+        name = rest.partition("/")[0]
+        if kind == "c" and name in self.answers:
+            self.hits["c/" + name] += path != "c/" + name
+            await self._play(name, self.answers[name], writer)
+            return
+        handler = HANDLERS.get(kind)
+        await (handler(reply, path, query) if handler else reply.send(404))
+
+    async def _play(self, name: str, steps: Sequence[Step], writer: asyncio.StreamWriter) -> None:
+        """Every step of an answer, no faster than the other end takes it."""
+        for step in steps:
+            if isinstance(step, Reset):
+                writer.transport.abort()
+            elif isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                again = step if isinstance(step, Repeat) else Repeat(step, 1)
+                for _ in range(again.times):
+                    writer.write(again.data)
+                    await writer.drain()
+                    self.sent[name] += len(again.data)
+                    await asyncio.sleep(again.pause)  # 0, too: the others have their turn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.download.sources import find
+from pipeline.download.lists.sources import find
 from schemas import configs
 from schemas.settings import load
 

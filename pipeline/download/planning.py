@@ -26,7 +26,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 KINDS = ("new", "again", "refresh")
 
-_WORK = """
+_WORK = r"""
     SELECT 'new' AS kind, pair_key, url, caption, problem, 0::INT AS attempts,
            NULL::VARCHAR AS etag, NULL::VARCHAR AS last_modified
     FROM pairs ANTI JOIN (SELECT pair_key FROM images) USING (pair_key)
@@ -35,7 +35,7 @@ _WORK = """
     FROM failed f LEFT JOIN pairs p USING (pair_key) WHERE due <= $now
   UNION ALL
     SELECT 'refresh', pair_key, url, caption, NULL, 0, etag, last_modified FROM images
-    WHERE upper(status) = 'OK' AND fetched_at < $stale
+    WHERE upper(status) = 'OK' AND fetched_at < $stale AND NOT regexp_matches(url, '\.(tar|tar\.gz|tgz)#')
 """
 """``upper``: a comparison of texts must not be pushed into Arrow, which cannot compare the string views that
 delta-rs writes when it rewrites a file."""
@@ -102,9 +102,8 @@ class Planner:
         self._db.register("pairs", pairs.dataset())
         self._db.register("images", images.dataset())
         given = {"now": self._now, "stale": _stale(config.refresh, self._now)}
-        failed = {
-            "delay": config.retry_delay, "most": config.max_attempts, "retry": [str(reason).upper() for reason in config.retry], "now": self._now
-        }  # fmt: skip
+        again = [str(reason).upper() for reason in config.retry]
+        failed = {"delay": config.retry_delay, "most": config.max_attempts, "retry": again, "now": self._now}
         self._db.execute(f"CREATE OR REPLACE TABLE failed AS {_FAILED}", failed)
         self._db.execute(f"CREATE OR REPLACE TABLE work AS {_WORK}", given)
         counts = dict(self._db.execute("SELECT kind, count(*) FROM work GROUP BY kind ORDER BY kind").fetchall())

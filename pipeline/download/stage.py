@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.download.answers import Fetched
-from pipeline.download.fetch import Fetcher, Request
-from pipeline.download.images import ImageStage
-from pipeline.download.policy import Refused
+from pipeline.download.captions import CaptionFilter
+from pipeline.download.pictures.images import ImageStage
+from pipeline.download.web.answers import Fetched
+from pipeline.download.web.fetch import Fetcher, Request
+from pipeline.download.web.policy import Refused
 from schemas.configs import DownloadConfig
 from schemas.errors import Reason
 from schemas.tables import IMAGES
@@ -38,7 +38,7 @@ class DownloadStage:
         self.config, self.run = config, run
         self._image = ImageStage(config)
         self._fetcher = Fetcher(config)
-        self._wanted = re.compile(config.caption_match) if config.caption_match else None
+        self._filter = CaptionFilter(config)
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
         rows, fetch = [], []
@@ -61,13 +61,8 @@ class DownloadStage:
         if pair["problem"] is not None:
             reason, _, detail = pair["problem"].partition(": ")
             return Fetched(Reason(reason), error=detail)
-        caption, config = pair["caption"], self.config
-        most = config.max_caption_length
-        if len(caption) < config.min_caption_length or (most is not None and len(caption) > most):
-            return Fetched(Reason.CAPTION_FILTERED, error=f"{len(caption)} characters")
-        if self._wanted is not None and not self._wanted.search(caption):
-            return Fetched(Reason.CAPTION_FILTERED, error=f"no match for {config.caption_match}")
-        return None
+        why = self._filter(pair["caption"])
+        return Fetched(Reason.CAPTION_FILTERED, error=why) if why else None
 
     def _row(self, pair: dict[str, Any], answer: Fetched) -> dict[str, Any]:
         row: dict[str, Any] = dict(_EMPTY)

@@ -10,7 +10,10 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -99,19 +102,21 @@ class Cluster:
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         for attempt in range(_INIT_ATTEMPTS):
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=self._cpus,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=self._temp_dir,
-                )
+                with _without_monitors() if attempt == 0 else nullcontext():
+                    ray.init(
+                        address="local",
+                        num_cpus=self._cpus,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=self._temp_dir,
+                    )
                 self._joined = True
                 return
             except Exception as exc:  # on a loaded machine Ray gives up after 15 s on its agent's port file
                 ray.shutdown()
+                _end_leftovers(self._temp_dir)
                 if attempt + 1 == _INIT_ATTEMPTS:
                     raise ClipmillError(
                         "Ray does not start in this process",
@@ -146,6 +151,32 @@ class Cluster:
                     remedy="leave out --gpus-per-worker, or join a cluster with GPUs",
                 )
         return max(1, min(room, resources.workers or room))
+
+
+@contextmanager
+def _without_monitors() -> Iterator[None]:
+    """A cluster of this machine alone has nothing to scale, and sends its driver no logs: two processes fewer.
+
+    There is no public setting for it. Where Ray's inside has changed, the next attempt starts all of them.
+    """
+    parameters = ray._private.parameter
+    whole = parameters.RayParams
+    parameters.RayParams = partial(whole, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameters.RayParams = whole
+
+
+def _end_leftovers(temp_dir: str) -> None:
+    """End the processes of a cluster that did not come up: Ray forgets them."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and temp_dir.encode() in (folder / "cmdline").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
 
 
 def _sweep() -> None:

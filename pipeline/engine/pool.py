@@ -13,6 +13,7 @@ import ray
 
 from pipeline.engine.cluster import Resources
 from pipeline.engine.failures import cause, is_lost, reason
+from pipeline.lean import import_arrow_without_pandas
 from schemas.errors import ClipmillError
 
 S = TypeVar("S")
@@ -114,8 +115,8 @@ class _Task(Generic[S]):
 class _Worker:
     """Holds one stage, made at the first shard (so that its errors arrive whole); a call works off a shard."""
 
-    def __init__(self, factory: Callable[[], Callable[[Any], Any]]) -> None:
-        self.factory = factory
+    def __init__(self, factory: bytes) -> None:
+        self.factory = factory  # pickled: what it imports is imported after pyarrow
         self.stage: Callable[[Any], Any] | None = None
         self.lock = Lock()
 
@@ -125,7 +126,8 @@ class _Worker:
     def work(self, shard: Any) -> Any:
         with self.lock:
             if self.stage is None:
-                self.stage = self.factory()
+                import_arrow_without_pandas()
+                self.stage = ray.cloudpickle.loads(self.factory)()
         return self.stage(shard)
 
     def close(self) -> None:
@@ -141,7 +143,7 @@ class _Pool:
     """
 
     def __init__(self, factory: Callable[[], Callable[[Any], Any]], size: int, resources: Resources) -> None:
-        self._factory = ray.put(factory)
+        self._factory = ray.put(ray.cloudpickle.dumps(factory))
         self._options = {
             "num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_concurrency": resources.overlap,
         }  # fmt: skip

@@ -24,7 +24,7 @@ from pipeline.ledger import Run
 from pipeline.tables import Part
 from pipeline.workspace import Workspace
 from schemas.configs import DownloadConfig
-from tests.pipeline.download.pictures import photo
+from tests.pipeline.download.pictures.pictures import photo
 from tests.servers import number_of, picture
 
 

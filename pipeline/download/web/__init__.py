@@ -1,0 +1,1 @@
+"""Fetching: what is allowed, how it is asked for, and what the answer means."""
