@@ -11,9 +11,9 @@ from typing import Literal
 
 from upath import UPath
 
-from pipeline.download.archives.samples import IMAGE_SUFFIXES
 from schemas.errors import UsageError
 
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff"))
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _PARQUET = ".parquet"
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.download.archives.failures import reason_of
+from pipeline.download.archives.layouts import IMAGE_SUFFIXES
 from pipeline.download.archives.tars import Member
 from pipeline.download.captions import CaptionFilter
 from pipeline.download.pictures.images import ImageStage
@@ -21,7 +22,6 @@ from schemas.errors import Reason
 from schemas.keys import pair_key
 from schemas.tables import IMAGES
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff"))
 _OWN = frozenset(
     ("url", "caption", "key", "status", "error_message", "width", "height", "original_width", "original_height",
      "sha256", "txt")

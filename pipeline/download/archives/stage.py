@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
-from pipeline.download.archives.layouts import Archive
+from pipeline.download.archives.layouts import IMAGE_SUFFIXES, Archive
 from pipeline.download.archives.samples import (
-    IMAGE_SUFFIXES,
     Grouper,
     Pair,
     RowMaker,
