@@ -169,3 +169,12 @@ RUNS = _spec(
 TABLES: dict[str, TableSpec] = {
     spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)
 }
+
+SHARD = pa.schema(
+    [
+        ("pair_key", pa.int64()), ("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()),
+        ("attempts", pa.int32()), ("etag", pa.string()), ("last_modified", pa.string()),
+    ]
+)  # fmt: skip
+"""No table, but the door of fetching: pairs to fetch, ``attempts`` earlier runs' tries, the validators those of the
+stored image or null."""

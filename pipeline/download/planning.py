@@ -16,10 +16,9 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from pipeline.download.stage import SHARD
 from pipeline.tables import Table
 from schemas.configs import DownloadConfig
-from schemas.tables import PAIRS
+from schemas.tables import PAIRS, SHARD
 
 _MEMORY = "512MB"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

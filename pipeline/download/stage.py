@@ -18,17 +18,9 @@ from schemas.tables import IMAGES
 
 _EMPTY = dict.fromkeys(IMAGES.schema.names)
 
-SHARD = pa.schema(
-    [
-        ("pair_key", pa.int64()), ("url", pa.string()), ("caption", pa.string()), ("problem", pa.string()),
-        ("attempts", pa.int32()), ("etag", pa.string()), ("last_modified", pa.string()),
-    ]
-)  # fmt: skip
-"""The door: pairs to fetch, ``attempts`` earlier runs' tries, the validators those of the stored image or null."""
-
 
 class DownloadStage:
-    """Rows of :data:`SHARD` -> the same keys as rows of images, each ok or with its reason, sorted by key.
+    """Rows of :data:`schemas.tables.SHARD` -> rows of images with the same keys, in their order, ok or with a reason.
 
     A row that was not modified (304) comes back without an image: ``status`` ok, ``http_status`` 304.
     Threads of one process may call it at once: they share the fetcher, and each decodes its own shard's images.

@@ -155,17 +155,18 @@ class Cluster:
 
 @contextmanager
 def _without_monitors() -> Iterator[None]:
-    """A cluster of this machine alone has nothing to scale, and sends its driver no logs: two processes fewer.
+    """A cluster of this process alone has nothing to scale, sends no logs and has no page: three processes fewer.
 
     There is no public setting for it. Where Ray's inside has changed, the next attempt starts all of them.
     """
-    parameters = ray._private.parameter
-    whole = parameters.RayParams
+    parameters, node = ray._private.parameter, ray._private.node.Node
+    whole, server = parameters.RayParams, node.start_api_server
     parameters.RayParams = partial(whole, no_monitor=True, include_log_monitor=False)
+    node.start_api_server = lambda *_, **__: None
     try:
         yield
     finally:
-        parameters.RayParams = whole
+        parameters.RayParams, node.start_api_server = whole, server
 
 
 def _end_leftovers(temp_dir: str) -> None:

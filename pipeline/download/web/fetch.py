@@ -36,6 +36,8 @@ _BACKLOG = 64
 _LONGEST_WAIT = 30.0
 """Seconds that a run waits for a further try; what a host wants to be left alone for longer is for a later run."""
 _OBJECT_READERS = 16
+_HOSTS = 10_000
+_TIDY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Fetcher:
         self._ready: deque[Host[_Task]] = deque()
         self._later: list[tuple[float, int, _Task | Host[_Task]]] = []
         self._serial = itertools.count()
+        self._tidy_at = 0.0
         self._robots = Robots(config.user_agent)
         self._inbox: deque[Any] = deque()
         self._objects: ThreadPoolExecutor | None = None
@@ -166,6 +169,7 @@ class Fetcher:
                 for exchange in self._transport.turn(self._patience()):
                     self._over(exchange)
                 self._relieve()
+                self._tidy(time.monotonic())
             self._end(RuntimeError("the fetcher was closed"))
         except BaseException as exc:
             self._end(exc)
@@ -278,7 +282,7 @@ class Fetcher:
         task.spent += now - exchange.started
         answer = judge_answer(exchange, self.policy, conditional=bool(exchange.headers))
         host.ended(task.target.port, answer.reason, now)
-        self._forget_or_go_on(host)
+        self._make_ready(host)
         if answer.reason is Reason.OK and (onward := location(exchange)):
             self._follow(task, onward)
         elif answer.reason.retryable and answer.reason is not Reason.DNS and self._try_again(task, answer, now):
@@ -286,10 +290,11 @@ class Fetcher:
         else:
             self._answer(task, answer)
 
-    def _forget_or_go_on(self, host: Host[_Task]) -> None:
-        self._make_ready(host)
-        if host.forgettable and len(self._hosts) > 10_000:
-            del self._hosts[host.name]
+    def _tidy(self, now: float) -> None:
+        """A list of a million hosts must not fill the memory with hosts that are done."""
+        if len(self._hosts) > _HOSTS and now >= self._tidy_at:
+            self._hosts = {name: host for name, host in self._hosts.items() if not host.forgettable(now)}
+            self._tidy_at = now + _TIDY_SECONDS
 
     def _follow(self, task: _Task, onward: str) -> None:
         task.hops += 1

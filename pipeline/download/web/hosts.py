@@ -30,9 +30,10 @@ class Host(Generic[T]):
         self.not_before = 0.0
         self._strikes: dict[int, tuple[int, float, Reason]] = {}
 
-    @property
-    def forgettable(self) -> bool:
-        return not (self.waiting or self.active or self._strikes) and self.rate == 0 and self.places == self.most
+    def forgettable(self, now: float) -> bool:
+        """Nothing is under way, and nothing of what we know of it matters any more."""
+        struck = any(now - since <= _DEAD_SECONDS for _, since, _ in self._strikes.values())
+        return not (self.waiting or self.active or self.listed or struck or self.not_before > now)
 
     def started(self, now: float) -> None:
         self.active += 1

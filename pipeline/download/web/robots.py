@@ -10,7 +10,7 @@ from pipeline.download.web.answers import Fetched
 from pipeline.download.web.policy import Target
 from schemas.errors import Reason
 
-_KEPT = 100_000
+_KEPT = 20_000
 
 
 class Robots:

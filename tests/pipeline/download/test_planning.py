@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.download.planning import KINDS, Planner
-from pipeline.download.stage import SHARD
 from pipeline.workspace import Workspace
 from schemas.configs import DownloadConfig
-from schemas.tables import IMAGES, PAIRS
+from schemas.tables import IMAGES, PAIRS, SHARD
 
 
 def pairs(keys: list[int], mark: str = "a") -> pa.Table:

@@ -8,10 +8,10 @@ from urllib.parse import quote
 import pyarrow as pa
 import pytest
 
-from pipeline.download.stage import SHARD, DownloadStage
+from pipeline.download.stage import DownloadStage
 from schemas.configs import DownloadConfig
 from schemas.keys import pair_keys
-from schemas.tables import IMAGES
+from schemas.tables import IMAGES, SHARD
 from tests.servers import Server, free_port, number_of, picture
 
 

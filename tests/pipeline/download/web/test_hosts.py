@@ -45,3 +45,18 @@ def test_an_answer_clears_it_and_slow_answers_are_no_strikes() -> None:
         host.started(0.0)
         host.ended(80, reason, 0.0)
     assert host.dead(80, 0.0) is None
+
+
+def test_what_may_be_forgotten() -> None:
+    host: Host[int] = Host("a", 8, 2.0)
+    assert host.forgettable(0.0)
+    host.started(0.0)
+    assert not host.forgettable(10.0), "under way"
+    host.ended(80, Reason.CONNECT, 10.0)
+    assert not host.forgettable(11.0), "a strike"
+    assert host.forgettable(71.0)
+    host.waiting.append(1)
+    assert not host.forgettable(71.0)
+    host.waiting.clear()
+    host.not_before = 72.0
+    assert not host.forgettable(71.0), "its rate"
