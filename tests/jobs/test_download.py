@@ -100,7 +100,7 @@ def test_again_and_with_more(
     assert summary["doubles"] == 2
     assert summary["statuses"] == {"ok": 9} | Counter(bad.values())
     assert summary["seconds"].keys() >= {"read", "plan", "fetch", "total"}
-    assert summary["outputs"].keys() == {"pairs", "images"}
+    assert summary["outputs"].keys() == {"pairs", "images", "duplicates"}
     rows = images(ws)
     assert {url: row["status"] for url, row in rows.items()} == dict.fromkeys(good, "ok") | bad
     assert [number_of(rows[url]["image"]) for url in good] == list(range(9))

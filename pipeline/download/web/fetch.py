@@ -24,6 +24,7 @@ from yarl import URL
 
 from pipeline.download.web.answers import Fetched, judge_answer, location, wants_body
 from pipeline.download.web.hosts import Host
+from pipeline.download.web.objects import read_object
 from pipeline.download.web.pace import Pace
 from pipeline.download.web.policy import Policy, Refused, Target
 from pipeline.download.web.robots import Robots
@@ -347,20 +348,6 @@ class Fetcher:
             self._pace.squeeze()
 
     def _read_object(self, task: _Task) -> None:
-        """An object of another scheme, in a thread: only where the config opens the scheme."""
-        from upath import UPath
-
-        try:
-            path = UPath(task.target.url)
-            size = path.stat().st_size
-            if size > self.config.max_bytes:
-                answer = Fetched(Reason.TOO_LARGE, error=f"{size} bytes, {self.config.max_bytes} allowed")
-            else:
-                body = path.read_bytes()
-                answer = Fetched(Reason.OK, body) if body else Fetched(Reason.EMPTY_BODY, error="empty object")
-        except FileNotFoundError as exc:
-            answer = Fetched(Reason.HTTP_4XX, error=f"not there: {exc}"[:300])
-        except Exception as exc:  # whatever the store's client raises
-            answer = Fetched(Reason.CONNECT, error=f"{type(exc).__name__}: {exc}"[:300])
-        self._inbox.append((task, answer))
+        """In a thread; the answer comes in through the inbox."""
+        self._inbox.append((task, read_object(task.target.url, self.config.max_bytes)))
         self._transport.wake()
