@@ -117,7 +117,7 @@ def test_a_column_may_turn_up_late_but_must(tmp_path: Path) -> None:
     late = b'{"url": "u"}\n' * 60_000 + b'{"url": "v", "caption": "c"}\n'
     got = file_rows("a.jsonl", late, tmp_path)
     assert len(got) == 60_001 and got[-1] == ("v", "c", None, None)
-    for data in (b'{"url": "u"}\n', b'{"url": "u"}\n' * 150_000 + b'{"url": "v", "caption": "c"}\n'):
+    for data in (b'{"url": "u"}\n', b'{"url": "u"}\n' * 300_000 + b'{"url": "v", "caption": "c"}\n'):
         with pytest.raises(UsageError, match="no column 'caption'"):
             file_rows("a.jsonl", data, tmp_path)
 
