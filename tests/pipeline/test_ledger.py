@@ -151,7 +151,7 @@ def test_a_killed_run_is_marked_by_the_next_that_writes(workspace: Workspace) ->
 def test_every_data_row_names_a_run_that_is_there(workspace: Workspace) -> None:
     for key in range(3):
         with new_run(workspace) as run:
-            run.append("pairs", pairs([key]).set_column(4, "added_run", [[run.id]]))
+            run.append("pairs", pairs([key]).set_column(6, "added_run", [[run.id]]))
             run.counts |= {"in": 1, "out": 1}
     named = set(workspace.table("pairs").read(["added_run"])["added_run"].to_pylist())
     assert named == ledger(workspace).keys()

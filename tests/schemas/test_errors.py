@@ -35,4 +35,9 @@ def test_exit_statuses_and_default_remedy() -> None:
 def test_reasons_are_distinct_and_only_what_may_pass_is_retried() -> None:
     assert len({str(r) for r in Reason}) == len(list(Reason))
     again = {str(r) for r in Reason if r.retryable}
-    assert again == {"dns", "connect", "timeout", "reset", "http_429", "http_5xx", "truncated"}
+    assert again == {"dns", "connect", "timeout", "reset", "http_429", "http_5xx", "truncated", "worker_lost"}
+
+
+def test_every_reason_has_a_meaning_of_one_line() -> None:
+    assert all(r.meaning and "\n" not in r.meaning for r in Reason)
+    assert len({r.meaning for r in Reason}) == len(list(Reason))

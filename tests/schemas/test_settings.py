@@ -180,7 +180,7 @@ def test_unknown_variables_are_refused_with_a_suggestion() -> None:
     check_environment({"CLIPMILL_RETRIES": "1", "CLIPMILL_NETWORK__WIDTH": "2", "HOME": "/", "CLIPMILLX": ""}, known)
     with pytest.raises(UsageError) as caught:
         check_environment({"CLIPMILL_RETRYS": "1", "CLIPMILL_QQQQQQ": "2", "CLIPMILL_RETRIES": "3"}, known)
-    assert "CLIPMILL_RETRYS, did you mean CLIPMILL_RETRIES?" in caught.value.actual
+    assert "CLIPMILL_RETRYS, did you mean CLIPMILL_RETRY?" in caught.value.actual
     assert "CLIPMILL_QQQQQQ" in caught.value.actual
     assert caught.value.exit_status == 2
 
