@@ -336,8 +336,10 @@ class Fetcher:
                 batch.answers.put((position, answer))
 
     def _relieve(self) -> None:
-        """Put the youngest requests back while memory is short."""
+        """Put the youngest requests back while memory is short; once so, half as many are to be under way."""
+        short = False
         while self._held + self._transport.received > self._memory and len(self._transport.flying) > 1:
+            short = True
             youngest = next(reversed(self._transport.flying))
             task: _Task = youngest.owner
             self._transport.cancel(youngest)
@@ -345,6 +347,7 @@ class Fetcher:
             host.active -= 1
             host.waiting.appendleft(task)
             self._make_ready(host)
+        if short:
             self._pace.squeeze()
 
     def _read_object(self, task: _Task) -> None:
