@@ -197,12 +197,13 @@ def _changes(db: duckdb.DuckDBPyConnection) -> tuple[pa.Table, pa.Table]:
         CREATE TABLE keeper AS
         SELECT i.pos, i.pair_key, i.bytes, i.h FROM img i JOIN (
             SELECT pos FROM kept UNION SELECT pos FROM node WHERE h IS NULL AND NOT multi) USING (pos)""")
-    # By bytes; else by hash: as marked before, or its vertex's fate, or the vertex itself.
+    # As marked before, while that holds; else by bytes; else by hash: its vertex's fate, or the vertex itself.
     db.execute("""
         CREATE TABLE mark AS
-        SELECT i.pair_key, coalesce(e.pair_key, o.pair_key, k.pair_key) AS kept_key,
-            CASE WHEN e.pair_key IS NULL THEN 'near' ELSE 'exact' END AS kind,
-            CASE WHEN e.pair_key IS NULL THEN bit_count(xor(i.h, coalesce(o.h, k.h)))::INTEGER ELSE 0 END AS distance
+        SELECT i.pair_key, coalesce(o.pair_key, e.pair_key, k.pair_key) AS kept_key,
+            CASE WHEN o.pair_key IS NULL AND e.pair_key IS NOT NULL THEN 'exact' ELSE 'near' END AS kind,
+            CASE WHEN o.pair_key IS NOT NULL THEN bit_count(xor(i.h, o.h))::INTEGER
+                WHEN e.pair_key IS NOT NULL THEN 0 ELSE bit_count(xor(i.h, k.h))::INTEGER END AS distance
         FROM img i JOIN node n ON n.bytes = i.bytes AND n.h IS NOT DISTINCT FROM i.h
         LEFT JOIN keeper e ON e.bytes = i.bytes AND e.pos < i.pos
         LEFT JOIN fate f ON f.pos = n.vertex

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.download import near
@@ -250,6 +250,7 @@ CHANGES = st.dictionaries(st.integers(0, 9), st.one_of(SOME, SOME, st.just(NO_IM
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(CHANGES, DISTANCES), min_size=2, max_size=4))
+@example([({0: ("o", OTHER), 1: NO_IMAGE, 2: ("7", OTHER)}, 0), ({1: ("7", 0)}, 0)])
 def test_whatever_changes_the_marks_are_right(runs: list[tuple[dict[int, Picture], int | None]]) -> None:
     """Refreshed, failed and new images, and other distances: a kept one is never marked, and none is left out."""
     with tempfile.TemporaryDirectory() as folder:
