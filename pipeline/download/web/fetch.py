@@ -101,7 +101,7 @@ class Fetcher:
         self._objects: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._held = self._waiting = 0
-        self._stopping = False
+        self._stopping = self._full = False
         self._failure: BaseException | None = None
         self._batches: set[_Batch] = set()
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
@@ -248,6 +248,8 @@ class Fetcher:
             elif task.batch is None or not task.batch.abandoned:
                 self._send(task, host, now)
             self._make_ready(host)
+        self._full = bool(self._ready) and len(self._transport.flying) >= self._pace.limit
+        self._pace.glance(now, self._transport.arrived, self._full and self._waiting < 2)
 
     def _send(self, task: _Task, host: Host[_Task], now: float) -> None:
         try:
@@ -273,7 +275,8 @@ class Fetcher:
     def _patience(self) -> float:
         if self._inbox:
             return 0.0
-        return min(1.0, max(0.0, self._later[0][0] - time.monotonic())) if self._later else 1.0
+        longest = Pace.GLANCE if self._full else 1.0
+        return min(longest, max(0.0, self._later[0][0] - time.monotonic())) if self._later else longest
 
     def _over(self, exchange: Exchange) -> None:
         now = time.monotonic()

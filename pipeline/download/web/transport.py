@@ -117,6 +117,8 @@ class Transport:
         self._poll.register(self._ear, selectors.EVENT_READ)
         self.received = 0
         """Bytes of bodies held by exchanges under way."""
+        self.arrived = 0
+        """Bytes of bodies that ever came."""
         self.flying: dict[Exchange, None] = {}
         self.places = places
         """How many exchanges there may be at once: as asked for, or as the open files allow."""
@@ -199,6 +201,7 @@ class Transport:
 
         def write(chunk: bytes) -> int | None:
             nonlocal dropped
+            self.arrived += len(chunk)
             if exchange.wanted is None:
                 exchange.settle()
                 exchange.wanted = self._wants(exchange)

@@ -61,3 +61,39 @@ def test_never_above_what_is_allowed() -> None:
     assert Pace(4).limit == 4
     pace = Pace(40)
     assert drive(pace, lambda limit: limit / 2.0, 60) == 40
+
+
+def look(pace: Pace, line: Callable[[float], float], seconds: float, hungry: bool = True, start: float = 0.0) -> None:
+    """Glances every eighth of a second at a line that had brought ``line(t)`` bytes by the time t."""
+    for tick in range(int(seconds * 8) + 1):
+        now = start + tick / 8
+        pace.glance(now, int(line(now)), hungry)
+
+
+def test_an_idle_line_gets_more_at_once() -> None:
+    """32 * 1.5^7 > 512: nothing but slow hosts at first."""
+    pace = Pace(512)
+    look(pace, lambda t: 0.0, 1)
+    assert pace.limit == 512
+
+
+def test_a_busy_line_does_not_by_looks_alone() -> None:
+    pace = Pace(512)
+    look(pace, lambda t: 1e6 * t, 0.125)
+    look(pace, lambda t: 1e6 * t, 60, start=0.25)
+    assert pace.limit == 32
+
+
+def test_a_line_that_falls_silent_gets_more() -> None:
+    """Fast hosts for ten seconds; then all places wait for slow ones, which is not what a full line looks like."""
+    pace = Pace(512)
+    look(pace, lambda t: 1e6 * min(t, 10.0), 10)
+    assert pace.limit == 32
+    look(pace, lambda t: 1e6 * min(t, 10.0), 1, start=10.125)
+    assert pace.limit == 512
+
+
+def test_an_idle_line_with_free_places_needs_no_more() -> None:
+    pace = Pace(512)
+    look(pace, lambda t: 0.0, 5, hungry=False)
+    assert pace.limit == 32
