@@ -82,8 +82,11 @@ FIGURES: dict[str, str] = {
     "demo": "the demo's metrics and seconds by stage; the same are in `demo/demo.json`.",
     "download": "`read` (rows of the lists), `doubles`, `already_known`, `statuses` (of what was fetched, by reason), "
     "`bytes`, `retry_later`, `duplicates` (images marked, by kind), and with tars `archives`: the figures of `import`.",
-    "import": "`archives`, `statuses`, `already_known`, `doubles`, `ignored_files`, `wrong`, `duplicates`.",
-    "embed": "`encoder`, `dim`, `pairs_per_second`, `quarantined`.",
+    "import": "`archives`, `statuses`, `already_known`, `doubles`, `ignored_files`, `wrong`, `duplicates`; of vectors "
+    "`vectors` (by folder) and `encoder`.",
+    "embed": "`encoder`, `dim`, `new`, `changed`, `rescored`, `pairs_per_second`, `images_encoded`, `texts_encoded`, "
+    "`batch_size`, `quarantined`, and with `--precision int8` its `int8_cosine`.",
+    "semdedup": "`encoder`, `clusters`, `largest_cluster`, `marked`, `kept`.",
     "index": "`version`, `count`, and for each modality `image_...` and `text_...`: `factory`, `recall_at_1`, "
     "`recall_at_10`, `ms_per_query`, `bytes`.",
     "query": "`encoder`, `version`, `modality`, and `results`: a list of `query`, `rank`, `similarity`, `pair_key`, "
@@ -93,7 +96,7 @@ FIGURES: dict[str, str] = {
     "evaluate": "`metrics`: `pairs`, `text_to_image`, `image_to_text`, `prior` (by name), `index` (by modality), "
     "`generation`; the same are in `metrics.json` of the report.",
     "export": "`shards`, `already_there`, `left_out` (rows, by cause), and where shards were written "
-    "`formats`, `bytes`, `quarantined`.",
+    "`formats`, `bytes`, `quarantined`; of vectors `encoder`, `dim`, `modalities`, too.",
     "status": "`tables`, `images` (rows by reason), `encoders`, `indices`, `models`, `runs`.",
 }
 

@@ -12,14 +12,15 @@ from pipeline.lean import import_arrow_without_pandas
 JOBS = {
     "demo": "the whole pipeline on a small drawn world, to a page of generated pictures",
     "download": "pairs of URL and caption -> tables pairs and images",
-    "import": "webdataset tars and img2dataset's output -> tables pairs and images",
+    "import": "webdataset tars, img2dataset's output -> pairs and images; clip-retrieval's vectors -> embeddings",
     "embed": "images and captions -> CLIP vectors in the table embeddings",
+    "semdedup": "images that mean the same to an encoder -> table semantic_duplicates",
     "index": "embeddings -> FAISS indices with measured recall, published",
     "query": "search an index by text, image, key or vector",
     "train": "train clip, prior or decoder",
     "generate": "prompts -> candidates, reranked with CLIP, the best kept",
     "evaluate": "retrieval, prior, generation and index metrics, with plots",
-    "export": "images with their pairs -> webdataset tars or img2dataset's layouts",
+    "export": "images -> webdataset tars, img2dataset's layouts; vectors -> npy, clip-retrieval's and other layouts",
     "status": "what a workspace holds",
 }
 

@@ -1,132 +1,206 @@
-"""embed: images that are ok and not yet embedded by this encoder -> rows of embeddings."""
+"""embed: images that are ok and not embedded by this encoder yet -> rows of embeddings; scores for older rows."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from jobs.base import command
-from jobs.encoders import load_encoder, save_card
-from pipeline.engine import Engine, Quarantined, Resources
+from jobs.embed_workers import Asked, DecodeWorker, EmbedWorker, LabelWorker, Order, Result, ScoreWorker
+from jobs.encoders import card_of, check_card, forget_card, named, save_card, stamp_of
+from pipeline.embed.planning import Planner, Shard, Work
+from pipeline.engine import Done, Engine, Quarantined, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress
-from pipeline.tables import Part
-from pipeline.workspace import Workspace
+from pipeline.tables import Table
 from schemas.configs import EmbedConfig
-from schemas.errors import ClipmillError, NothingToDo, Reason, WorkspaceError
+from schemas.errors import ClipmillError, EncoderMismatch, Reason
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows of one Parquet file of images, named by their keys."""
-
-    file: str
-    keys: pa.Array
-
-
-class Worker:
-    """Reads a shard's images, embeds them, writes the part. The model is loaded once a worker."""
-
-    def __init__(self, config: EmbedConfig, spec: str, run: str) -> None:
-        from pipeline.embed import EmbedStage
-
-        workspace = Workspace(config.workspace)
-        self._stage = EmbedStage(load_encoder(workspace, spec, config.precision), config.batch_size, run)
-        self._embeddings = workspace.table("embeddings")
-
-    def __call__(self, shard: Shard) -> tuple[Part, list[int]]:
-        columns = ["pair_key", "caption", "image"]
-        images = ds.dataset(shard.file).to_table(columns=columns, filter=pc.field("pair_key").isin(shard.keys))
-        if images.num_rows != len(shard.keys):
-            raise WorkspaceError(
-                f"{shard.file} has changed",
-                expected=f"{len(shard.keys)} rows of the shard",
-                actual=f"{images.num_rows}",
-                remedy="do not vacuum while a job runs; run it again",
-            )
-        rows, bad = self._stage(images)
-        return self._embeddings.write_part(rows), bad
+_DECODERS = 4
+"""Decoding workers for each that has a GPU."""
+_HANDED_BYTES = 128 << 20
+"""Pixels of a shard that goes from a decoding worker to one with the model."""
+_MARKED_AT_ONCE = 10_000
+"""Undecodable images marked in one commit, which rewrites the files that they are in."""
 
 
 def run(config: EmbedConfig, run: Run, engine: Engine) -> None:
     """The job's body: see :class:`EmbedConfig`."""
-    run.workspace.require()
+    workspace = run.workspace.require()
+    asked = Asked.of(config)
     with run.stage("encoder"):
-        card = load_encoder(run.workspace, config.encoder, config.precision).card
+        spec = named(workspace, config.encoder)
+        precision = "int8" if config.precision == "int8" else "auto"  # no other makes another encoder of it
+        card = card_of(workspace, spec, precision)
+        check_card(workspace, card)
     run.encoder = card.id
+    order = Order(config, spec, card, run.id, asked, further=_further(workspace.table("embeddings")))
+    run.figures |= {"encoder": card.id, "dim": card.dim, "rescored": 0}
+    run.outputs["embeddings"] = workspace.table("embeddings").uri
+    try:
+        with Planner(card.id) as planner:
+            _run(order, run, engine, planner)
+    except EncoderMismatch:
+        forget_card(workspace, spec, precision)
+        raise
+
+
+def _run(order: Order, run: Run, engine: Engine, planner: Planner) -> None:
     with run.stage("plan"):
-        shards = list(plan(config, run, card.id))
-    run.counts["in"] = sum(len(s.keys) for s in shards)
-    if shards:
-        run.begin()
-        save_card(run.workspace, card)
-    spec = config.encoder or card.model
-    quarantined: list[str] = []
-    resources = Resources(workers=config.workers, gpus=config.gpus_per_worker)
-    with run.stage("embed"), Progress("embed", run.counts["in"], "pairs") as progress:
-        for outcome in engine.map(partial(Worker, config, spec, run.id), shards, resources):
-            if isinstance(outcome, Quarantined):
-                quarantined.append(outcome.reason)
-                run.counts["failed"] += len(outcome.shard.keys)
-                continue
-            part, bad = outcome.result
-            run.commit("embeddings", [part])
-            _mark_undecodable(run, bad)
-            run.counts["out"] += part.rows
-            run.counts["failed"] += len(bad)
-            progress.advance(len(outcome.shard.keys), failed=run.counts["failed"])
-    seconds = max(run.seconds["embed"], 1e-9)
-    run.figures |= {
-        "encoder": card.id, "dim": card.dim, "pairs_per_second": run.counts["out"] / seconds,
-        "quarantined": quarantined,
-    }  # fmt: skip
-    run.outputs["embeddings"] = run.workspace.table("embeddings").uri
-    if quarantined:
+        table = order.embeddings()
+        base = table.version()
+        work = planner.work(run.workspace.table("images"), table, run.reads("images"))
+        records = order.asked.records(order.card.id)
+        numbers = {name: number for name, (number, _) in records.items()}
+        again = [c for name, (number, columns) in records.items() if table.recorded(name) != number for c in columns]
+        unscored = list(planner.unscored(table, [f.name for f in order.asked.fields], again))
+        order = replace(order, again=bool(again))
+    run.counts["in"] = work.total
+    if order.asked.labels is not None and (work.total or unscored):
+        with run.stage("labels"):
+            order = replace(order, classifier=_only_result(engine, partial(LabelWorker, order)))
+    scored = _score(order, run, engine, unscored)
+    tally = Tally(run, order, table)
+    _embed(tally, engine, planner, work)
+    complete = not tally.quarantined and table.writers(base) <= {run.id}
+    record = (numbers if scored else {}) | (work.record if complete else {})
+    if (work.total or run.figures["rescored"]) and record:
+        table.record(record, run.id)
+    run.figures |= tally.figures | {"new": work.new, "changed": work.changed, "quarantined": tally.quarantined}
+    if tally.quarantined:
         raise ClipmillError(
-            f"{len(quarantined)} shards failed on every try; their pairs are not embedded",
-            actual=quarantined[-1],
+            f"{len(tally.quarantined)} shards failed on every try; their pairs are not embedded",
+            actual=tally.quarantined[-1],
             remedy="run the same command again: only what is missing is embedded",
         )
 
 
-def plan(config: EmbedConfig, run: Run, encoder: str) -> Iterator[Shard]:
-    """Shards of the images that are ok and that this encoder has not embedded, at a fixed version of images.
-
-    Raises:
-        NothingToDo: there is no image at all.
-    """
-    version = run.reads("images")
-    images = run.workspace.table("images")
-    done = run.workspace.table("embeddings").keys(pc.field("encoder") == encoder)["pair_key"].combine_chunks()
-    found = 0
-    for file in images.files(version):
-        keys = ds.dataset(file).to_table(columns=["pair_key"], filter=pc.field("status") == str(Reason.OK))["pair_key"]
-        found += len(keys)
-        todo = keys.filter(pc.invert(pc.is_in(keys, done))).combine_chunks()
-        for start in range(0, len(todo), config.shard_size):
-            yield Shard(file, todo.slice(start, config.shard_size))
-    if found == 0:
-        raise NothingToDo(
-            "there are no images to embed",
-            expected="rows with status ok in the table images",
-            remedy="clipmill download first",
-        )
+def _further(table: Table) -> tuple[pa.Field, ...]:
+    """Columns that the table has beside its own."""
+    return tuple(pa.field(name, t) for name, t in table.columns().items() if name not in table.spec.schema.names)
 
 
-def _mark_undecodable(run: Run, keys: list[int]) -> None:
-    """Images that were fetched but do not decode: their row in images gets the reason, so no run tries again."""
-    if keys:
-        rows = run.workspace.table("images").read(where=pc.field("pair_key").isin(keys))
-        n = rows.num_rows
-        for name, value in (("status", str(Reason.DECODE)), ("error", "does not decode when embedding")):
-            rows = rows.set_column(rows.column_names.index(name), name, pa.array([value] * n, pa.string()))
-        run.upsert("images", rows)
+# ---- embedding -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What came of the shards so far."""
+
+    run: Run
+    order: Order
+    table: Table
+    quarantined: list[str] = field(default_factory=list)
+    bad: list[pa.Table] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=lambda: {"images_encoded": 0, "texts_encoded": 0})
+    begun: bool = False
+
+    def add(self, outcome: Done[Shard, Result] | Quarantined[Shard], record: dict[str, int]) -> None:
+        """Commit a shard's rows. ``record``: for the log of embeddings, with rows that replace others."""
+        if isinstance(outcome, Quarantined):
+            self.quarantined.append(outcome.reason)
+            self.run.counts["failed"] += outcome.shard.rows
+            return
+        result = outcome.result
+        self._begin(result)
+        if result.part is not None:
+            self.table.commit([result.part], self.run.id)
+        elif result.changed is not None and result.changed.num_rows:
+            self.table.upsert(result.changed, self.run.id, record=record)
+        self.bad.append(result.bad)
+        if sum(bad.num_rows for bad in self.bad) >= _MARKED_AT_ONCE:
+            self.mark()
+        self.run.counts["out"] += outcome.shard.rows - result.bad.num_rows
+        self.run.counts["failed"] += result.bad.num_rows
+        self._count(result.figures)
+
+    def mark(self) -> None:
+        """Images that were fetched but do not decode: their row in images gets the reason, so no run tries again.
+
+        But for those that have another image by now.
+        """
+        rows = pa.concat_tables(self.bad) if self.bad else pa.table({})
+        self.bad = []
+        if rows.num_rows:
+            values = {"status": str(Reason.DECODE), "error": "does not decode when embedding"}
+            for name, value in values.items():
+                rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+            where = "target.sha256 IS NOT DISTINCT FROM source.sha256"
+            self.run.workspace.table("images").update(rows, self.run.id, where)
+
+    def _begin(self, result: Result) -> None:
+        """Before anything is committed: the run, and the card of what was really loaded."""
+        if not self.begun:
+            self.run.begin()
+            save_card(self.run.workspace, result.card)
+            self.table.stamp(stamp_of(result.card), self.run.id)
+            self.begun = True
+
+    def _count(self, found: dict[str, Any]) -> None:
+        self.figures["images_encoded"] += found["images"]
+        self.figures["texts_encoded"] += found["texts"]
+        self.figures |= {name: value for name, value in found.items() if name not in ("images", "texts")}
+
+
+def _embed(tally: Tally, engine: Engine, planner: Planner, work: Work) -> None:
+    """Embed what was planned, and commit it shard by shard."""
+    run, order = tally.run, tally.order
+    config, side = order.config, order.card.image_size
+    with run.stage("embed"), Progress("embed", work.total, "images") as progress:
+        if work.total:
+            resources = Resources(workers=config.workers, gpus=config.gpus_per_worker)
+            decoders = _decoders(config, engine, resources)
+            size = min(config.shard_size, max(_HANDED_BYTES // (3 * side * side), 1)) if decoders else config.shard_size
+            prepare = (partial(DecodeWorker, order), Resources(workers=decoders)) if decoders else None
+            # Should another run replace a row by an older image: the log tells that nothing newer was looked at.
+            before = {name: max(tally.table.recorded(name), 0) for name in work.record}
+            for outcome in engine.map(partial(EmbedWorker, order), planner.shards(size), resources, prepare=prepare):
+                tally.add(outcome, before)
+                progress.advance(outcome.shard.rows, failed=run.counts["failed"])
+            tally.mark()
+    run.figures["pairs_per_second"] = run.counts["out"] / max(run.seconds["embed"], 1e-9)
+
+
+def _decoders(config: EmbedConfig, engine: Engine, resources: Resources) -> int:
+    if config.decoders is not None:
+        return config.decoders
+    return _DECODERS * engine.slots(resources) if config.gpus_per_worker else 0
+
+
+# ---- scores ----------------------------------------------------------------------------------------
+
+
+def _score(order: Order, run: Run, engine: Engine, unscored: Sequence[list[str]]) -> bool:
+    """Score the rows of these files from their stored vectors. Were all of them still there, and is none lost?"""
+    table, rows, complete = order.embeddings(), 0, True
+    if not unscored:
+        return True
+    with run.stage("scores"), Progress("score", len(unscored), "files") as progress:
+        resources = Resources(workers=order.config.workers)
+        for outcome in engine.map(partial(ScoreWorker, order), unscored, resources):
+            if isinstance(outcome, Quarantined):
+                raise ClipmillError("embedded rows cannot be scored", actual=outcome.reason)
+            if (part := outcome.result) is not None:
+                run.begin()
+                done = table.swap(outcome.shard, part, run.id)
+                complete &= done == part.rows
+                rows += done
+            progress.advance(1)
+    run.figures["rescored"] = rows
+    return complete
+
+
+def _only_result(engine: Engine, factory: Any) -> Any:
+    """What one worker makes."""
+    (outcome,) = engine.map(factory, [0], Resources(workers=1))
+    if isinstance(outcome, Quarantined):
+        raise ClipmillError("the labels cannot be embedded", actual=outcome.reason)
+    return outcome.result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

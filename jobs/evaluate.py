@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 from jobs.base import command, only_encoder
 from jobs.encoders import embedded_encoders, encoder_of, read_card
 from pipeline.engine import Engine
-from pipeline.evaluate import best_of, cosine, powers, retrieval
+from pipeline.evaluate import (
+    NO_LABEL,
+    SEVERAL_LABELS,
+    LabelFinder,
+    ZeroShotScores,
+    best_of,
+    cosine,
+    powers,
+    retrieval,
+)
 from pipeline.ledger import Run
-from pipeline.plots import Axes, lines
+from pipeline.plots import Axes, lines, matrix
 from pipeline.storage import write_atomic
 from schemas.cards import EncoderCard
 from schemas.configs import EvaluateConfig, TrainConfig
-from schemas.vectors import unpack
+from schemas.errors import UsageError
+from schemas.vectors import normalise, unpack
 
 _SHARE = float(TrainConfig.model_fields["held_out"].default)
 
@@ -29,6 +39,8 @@ _SHARE = float(TrainConfig.model_fields["held_out"].default)
 def run(config: EvaluateConfig, run: Run, engine: Engine) -> None:
     """The job's body: see :class:`EvaluateConfig`."""
     workspace = run.workspace.require()
+    if (config.templates or config.label_col) and not config.zero_shot:
+        raise UsageError("--templates and --label-col are for --zero-shot", remedy="add --zero-shot LABELS.txt")
     encoder = only_encoder(run, config.encoder, embedded_encoders(workspace), "embeddings")
     card = read_card(workspace, encoder)
     run.encoder = encoder
@@ -43,6 +55,10 @@ def run(config: EvaluateConfig, run: Run, engine: Engine) -> None:
     with run.stage("prior"):
         if priors := [p for p in workspace.models("prior") if p.encoder and p.encoder.id == encoder]:
             metrics["prior"] = {p.name: _prior(run, p.name, card, rows, image, text) for p in priors}
+    plots: dict[str, bytes] = {}
+    if config.zero_shot:
+        with run.stage("zero_shot"):
+            metrics["zero_shot"], plots["zero-shot"] = _zero_shot(config, run, card)
     if published := workspace.published_index(encoder):
         metrics["index"] = {f.modality: f.model_dump(include=_INDEX) for f in published.files}
     with run.stage("generation"):
@@ -51,12 +67,13 @@ def run(config: EvaluateConfig, run: Run, engine: Engine) -> None:
     folder = workspace.reports_dir(run.id)
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
     for name, curves in _training(run).items():
-        plot = lines(curves, Axes(f"training {name}", "step", "loss", log_y=True))
-        write_atomic(folder / f"train-{name}.png", plot)
+        plots[f"train-{name}"] = lines(curves, Axes(f"training {name}", "step", "loss", log_y=True))
     if generation:
         curve = {float(n): v for n, v in generation["best_of"].items()}
         axes = Axes("CLIP score of the best of N", "candidates N", "CLIP score", ticks=tuple(curve))
-        write_atomic(folder / "best-of-n.png", lines({"best": (list(curve), list(curve.values()))}, axes))
+        plots["best-of-n"] = lines({"best": (list(curve), list(curve.values()))}, axes)
+    for name, plot in plots.items():
+        write_atomic(folder / f"{name}.png", plot)
     run.figures["metrics"] = metrics
     run.outputs["report"] = str(folder)
 
@@ -69,12 +86,16 @@ def _held_out(config: EvaluateConfig, run: Run, card: EncoderCard) -> pa.Table:
     from pipeline.training.data import held_out, read_embeddings
 
     rows = read_embeddings(run.workspace, card.id, run.input_versions["embeddings"], ["caption"])
-    shares = [c.config.get("held_out", _SHARE) for c in run.workspace.models("clip")] or [_SHARE]
-    apart = held_out(rows["pair_key"].to_numpy(), min(shares))
+    apart = held_out(rows["pair_key"].to_numpy(), _share(run))
     if apart.sum() >= 10:
         rows = rows.filter(pa.array(apart))
     chosen = np.random.default_rng(config.seed).permutation(rows.num_rows)[: config.sample]
     return rows.take(pa.array(np.sort(chosen)))
+
+
+def _share(run: Run) -> float:
+    """Of the pairs that the workspace's CLIPs were not trained on."""
+    return float(min([c.config.get("held_out", _SHARE) for c in run.workspace.models("clip")] or [_SHARE]))
 
 
 def _prior(
@@ -113,6 +134,85 @@ def _prior(
         "whitened_shuffled": cosine(whiten(shuffled), whiten(image)),
         "r@1": retrieval(predicted, image)["r@1"],
     }
+
+
+def _zero_shot(config: EvaluateConfig, run: Run, card: EncoderCard) -> tuple[dict[str, Any], bytes]:
+    """Accuracy over all embedded rows whose label is known (of a CLIP trained here: those kept apart), and a plot.
+
+    Raises:
+        UsageError: no row's label is known.
+    """
+    from pipeline.models.zero_shot import ZeroShot
+    from pipeline.training.data import held_out
+
+    model = ZeroShot.load(encoder_of(run.workspace, card), config.zero_shot or "", config.templates)
+    truth, scores = _truth(config, run, model.labels), ZeroShotScores(model.labels)
+    share = _share(run) if card.id in {c.encoder.id for c in run.workspace.models("clip") if c.encoder} else 1.0
+    unknown = {NO_LABEL: 0, SEVERAL_LABELS: 0}
+    columns = ("pair_key", "encoder", "image_vec", "caption")
+    for batch in run.workspace.table("embeddings").batches(columns, run.input_versions["embeddings"]):
+        own = pc.and_(pc.equal(batch.column("encoder"), card.id), batch.column("image_vec").is_valid())
+        rows = batch.filter(own)
+        rows = rows.filter(pa.array(held_out(rows.column("pair_key").to_numpy(), share)))
+        true = truth(rows)
+        for reason in unknown:
+            unknown[reason] += int((true == reason).sum())
+        known = np.flatnonzero(true >= 0)
+        vectors = unpack(rows.column("image_vec"), card.dim)
+        for part in np.array_split(known, len(known) // _BLOCK + 1):
+            scores.add(true[part], model.probabilities(normalise(vectors[part])))
+    found = {"labels": len(model.labels), "without_label": unknown[NO_LABEL], "several_labels": unknown[SEVERAL_LABELS]}
+    if scores.rows == 0:
+        place = f"column {config.label_col!r} of the list" if config.label_col else "captions"
+        raise UsageError(
+            "no row's label is known, so there is no zero-shot accuracy to measure",
+            expected=f"labels of {config.zero_shot} in {place}",
+            actual=f"{found['without_label']} rows with none, {found['several_labels']} with several",
+            remedy="name the list's column with the labels: --label-col (download keeps it with --extra-cols)",
+        )
+    names, shares = scores.confusion(_CONFUSION)
+    return found | scores.metrics(), matrix(
+        shares, names, Axes("zero-shot: % of each label's images", "answer", "true")
+    )
+
+
+_BLOCK = 8192
+"""Images classified at once."""
+_CONFUSION = 20
+"""Labels in the picture of the confusion matrix."""
+
+Truth = Callable[[pa.RecordBatch], NDArray[np.int64]]
+
+
+def _truth(config: EvaluateConfig, run: Run, labels: Sequence[str]) -> Truth:
+    """(pair_key, caption) -> number of the true label; NO_LABEL or SEVERAL_LABELS where it is not known."""
+    if config.label_col is None:
+        find = LabelFinder(labels)
+        return lambda rows: np.array([find(text or "") for text in rows.column("caption").to_pylist()], np.int64)
+    keys, numbers = _listed_labels(run, config.label_col, labels)
+
+    def look_up(rows: pa.RecordBatch) -> NDArray[np.int64]:
+        wanted = rows.column("pair_key").to_numpy()
+        place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+        found = keys[place] == wanted if len(keys) else np.zeros(len(wanted), np.bool_)
+        return np.where(found, numbers[place] if len(keys) else 0, NO_LABEL)
+
+    return look_up
+
+
+def _listed_labels(run: Run, column: str, labels: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys, ascending, and the number of the label that the list has for each; only what is one of the labels."""
+    number = {label.casefold(): i for i, label in enumerate(labels)}
+    keys, numbers = [], []
+    for batch in run.workspace.table("pairs").batches(("pair_key", "extra"), run.reads("pairs")):
+        for key, extra in zip(batch.column("pair_key").to_pylist(), batch.column("extra").to_pylist(), strict=True):
+            value = json.loads(extra).get(column) if extra else None
+            found = number.get(" ".join(str(value).split()).casefold()) if value is not None else None
+            if found is not None:
+                keys.append(key)
+                numbers.append(found)
+    order = np.argsort(np.array(keys, np.int64))
+    return np.array(keys, np.int64)[order], np.array(numbers, np.int64)[order]
 
 
 def _generation(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""export: images with their pairs -> webdataset tars, or img2dataset's layouts."""
+"""export: images with their pairs -> webdataset tars, or img2dataset's layouts; vectors -> see export_vectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,7 +23,8 @@ from pipeline.engine import Engine, Quarantined, Resources
 from pipeline.export.files import is_local, output_error, remove_parts
 from pipeline.export.metadata import add_kinds
 from pipeline.export.rows import File, Rows, SortStage, groups, is_in
-from pipeline.export.stage import EXTRA_ROWS, IMAGE_ROWS, ExportStage, Shard, Written, is_done
+from pipeline.export.stage import EXTRA_ROWS, IMAGE_ROWS, ExportStage, Layout, Shard, Written, is_done
+from pipeline.export.vectors import LAYOUTS
 from pipeline.ledger import Run
 from pipeline.predicate import matching_keys
 from pipeline.progress import Progress
@@ -65,7 +66,7 @@ class Worker:
     """Writes shards."""
 
     def __init__(self, config: ExportConfig, folder: str, extras: dict[str, str], sources: Sources) -> None:
-        self._stage = ExportStage(folder, config.format, config.shard_size, extras)
+        self._stage = ExportStage(folder, cast(Layout, config.format), config.shard_size, extras)
         self._sources = sources
 
     def __call__(self, shard: Shard) -> Written:
@@ -75,11 +76,16 @@ class Worker:
 def run(config: ExportConfig, run: Run, engine: Engine) -> None:
     """The job's body: see :class:`ExportConfig`."""
     run.workspace.require()
-    folder = open_output(config.output)
+    if config.format in LAYOUTS:
+        from jobs import export_vectors
+
+        export_vectors.run(config, run)
+        return
+    folder, layout = open_output(config.output), cast(Layout, config.format)
     with run.stage("plan"):
         selection = select(config, run)
         claim(folder, config, selection.digest)
-        shards = [s for s in slices(selection.keys, config.shard_size) if not is_done(folder, config.format, s.number)]
+        shards = [s for s in slices(selection.keys, config.shard_size) if not is_done(folder, layout, s.number)]
         keys = sum(len(s.keys) for s in shards)
     run.counts["in"] = keys
     run.outputs["export"] = str(folder)
@@ -236,13 +242,15 @@ def open_output(output: str) -> UPath:
     return folder
 
 
-def claim(folder: UPath, config: ExportConfig, digest: str) -> None:
-    """Mark an empty folder as this export's.
+def claim(folder: UPath, config: ExportConfig, digest: str, encoder: str | None = None) -> None:
+    """Mark an empty folder as this export's; ``encoder``: whose vectors.
 
     Raises:
         UsageError: it holds another export, or something else.
     """
-    mine = {"format": config.format, "shard_size": config.shard_size, "selection": digest}
+    mine: dict[str, Any] = {"format": config.format, "shard_size": config.shard_size, "selection": digest}
+    if encoder is not None:
+        mine["encoder"] = encoder
     mark = folder / MARK
     if mark.exists():
         theirs = json.loads(mark.read_text())

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
+from jobs.audit import audit
 from jobs.base import command, only_encoder
 from jobs.encoders import embedded_encoders, read_card
 from pipeline.engine import Engine
@@ -24,13 +24,14 @@ from pipeline.index import (
     measure,
     read_keys,
     to_bytes,
+    vectors_sha256,
 )
 from pipeline.ledger import Run
 from pipeline.storage import write_atomic
+from pipeline.vectors import read_vectors
 from schemas.cards import EncoderCard, IndexCard, IndexFile
 from schemas.configs import IndexConfig
 from schemas.errors import GateRefused, NothingToDo
-from schemas.vectors import unpack
 
 _GROWTH = 1.25
 """An index is added to until it has grown by this factor; then its lists are trained anew."""
@@ -43,26 +44,30 @@ def run(config: IndexConfig, run: Run, engine: Engine) -> None:
     run.encoder = encoder
     with run.stage("read"):
         version = run.reads("embeddings")
-        keys, vectors = read_vectors(run, encoder, version)
+        keys, vectors = _read(run, encoder, version)
     run.counts["in"] = run.counts["out"] = len(keys)
     before = workspace.published_index(encoder)
-    digest = keys_sha256(keys)
+    digest = vectors_sha256(keys, *vectors.values())
     wanted = set(config.modality)
-    if before and not config.rebuild and before.keys_sha256 == digest and wanted <= {f.modality for f in before.files}:
+    same = before is not None and (before.keys_sha256, before.vectors_sha256) == (keys_sha256(keys), digest)
+    if before and same and not config.rebuild and wanted <= {f.modality for f in before.files}:
         run.counts |= {"in": 0, "out": 0}
         run.figures |= _figures(before)
         return
     run.begin()
+    encoder_card = read_card(workspace, encoder)
+    audit(run, encoder_card, config.audit)
     name = run.id
     files = []
     for modality in config.modality:
         with run.stage(modality):
             files.append(_file(config, run, before, modality, keys, vectors, name))
     card = IndexCard(
-        encoder=read_card(workspace, encoder),
+        encoder=encoder_card,
         version=name,
         count=len(keys),
-        keys_sha256=digest,
+        keys_sha256=keys_sha256(keys),
+        vectors_sha256=digest,
         table_version=version,
         files=tuple(files),
         run=run.id,
@@ -89,7 +94,7 @@ def _file(
     """Build or extend one modality's index, measure it and write it."""
     own, other = vectors[modality], vectors["text" if modality == "image" else "image"]
     factory = choose_factory(len(keys), own.shape[1]) if config.factory == "auto" else config.factory
-    index = None if config.rebuild else _extended(run, before, modality, factory, keys, own)
+    index = None if config.rebuild else _extended(run, before, modality, factory, keys, vectors)
     if index is None:
         index = build(keys, own, factory)
     rng = np.random.default_rng(0)
@@ -114,7 +119,7 @@ def _file(
 
 
 def _extended(
-    run: Run, before: IndexCard | None, modality: str, factory: str, keys: Keys, vectors: Vectors
+    run: Run, before: IndexCard | None, modality: str, factory: str, keys: Keys, vectors: dict[str, Vectors]
 ) -> Any | None:
     """The published index with the new keys added, or None where it must be built anew."""
     if before is None or modality not in {f.modality for f in before.files}:
@@ -126,26 +131,27 @@ def _extended(
     index = from_bytes(path.read_bytes(), old.sha256, str(path))
     known = read_keys(index)
     new = ~np.isin(keys, known)
-    if int(new.sum()) != len(keys) - len(known):  # something was deleted or replaced
+    if int(new.sum()) != len(keys) - len(known):  # something was deleted
         return None
-    add(index, keys[new], vectors[new])
+    if before.vectors_sha256 != vectors_sha256(keys[~new], *(v[~new] for v in vectors.values())):  # or embedded again
+        return None
+    add(index, keys[new], vectors[modality][new])
     return index
 
 
-def read_vectors(run: Run, encoder: str, version: int | None = None) -> tuple[Keys, dict[str, Vectors]]:
-    """Keys int64[N] and float16 [N, D] vectors of both modalities of one encoder.
+def _read(run: Run, encoder: str, version: int) -> tuple[Keys, dict[str, Vectors]]:
+    """Keys int64[N] and float16 [N, D] vectors of both modalities of one encoder, where there are both.
 
     Raises:
-        NothingToDo: there are none.
+        NothingToDo: there are none of one modality.
     """
-    rows = run.workspace.table("embeddings").read(
-        ["pair_key", "image_vec", "text_vec"], pc.field("encoder") == encoder, version
-    )
-    if rows.num_rows == 0:
-        raise NothingToDo(f"no embeddings of {encoder}", remedy="clipmill embed first")
-    dim = read_card(run.workspace, encoder).dim
-    vectors: dict[str, Vectors] = {m: unpack(rows[f"{m}_vec"], dim) for m in ("image", "text")}
-    return rows["pair_key"].to_numpy(), vectors
+    table = run.workspace.table("embeddings")
+    found = {m: read_vectors(table, encoder, m, version=version) for m in ("image", "text")}
+    (image_keys, _), (text_keys, _) = found.values()
+    if np.array_equal(image_keys, text_keys):
+        return image_keys, {m: v for m, (_, v) in found.items()}
+    keys, image, text = np.intersect1d(image_keys, text_keys, assume_unique=True, return_indices=True)
+    return keys, {"image": found["image"][1][image], "text": found["text"][1][text]}
 
 
 def _figures(card: IndexCard) -> dict[str, Any]:

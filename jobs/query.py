@@ -92,7 +92,9 @@ def _vector(file: str, dim: int) -> NDArray[np.float32]:
 
 def _selected(run: Run, where: str, encoder: str) -> Keys:
     """Keys of this encoder's embeddings for which the predicate is true."""
-    own = run.workspace.table("embeddings").read(["pair_key", "similarity"], pc.field("encoder") == encoder)
+    table = run.workspace.table("embeddings")
+    scores = [name for name in table.columns() if name == "similarity" or name not in table.spec.schema.names]
+    own = table.read(["pair_key", *scores], pc.field("encoder") == encoder)
     rows = run.workspace.table("images").read(_COLUMNS).join(own, "pair_key", join_type="inner")
     return matching_keys(rows, where)
 

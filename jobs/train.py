@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jobs.audit import audit
 from jobs.base import command, only_encoder
 from jobs.encoders import embedded_encoders, encoder_of, read_card
 from pipeline.engine import Engine, Rank, Resources
@@ -77,6 +78,8 @@ def run(kind: str, config: TrainConfig, run: Run, engine: Engine) -> None:
     run.input_versions |= start.versions
     run.encoder = start.encoder.id if start.encoder else None
     run.begin()
+    if isinstance(config, PriorTrainConfig | DecoderTrainConfig):
+        audit(run, _encoder_card(start), config.audit)  # before anything is pinned to these versions
     write_atomic(folder / START, start.to_json().encode())
     resources = Resources(workers=workers, gpus=config.gpus_per_worker)
     with run.stage("train"), Progress(f"train {kind}", config.steps, "steps") as progress:

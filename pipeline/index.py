@@ -22,6 +22,9 @@ _SCALAR_UP_TO = 2_000_000
 _REFINE = 10
 """A refined index scores this many times k candidates again."""
 
+_HASHED = 65_536
+"""Vectors hashed at once."""
+
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 Keys = NDArray[np.int64]
@@ -203,3 +206,12 @@ def from_bytes(data: bytes, sha256: str, where: str) -> faiss.Index:
 def keys_sha256(keys: Keys) -> str:
     """Over the sorted keys."""
     return hashlib.sha256(np.sort(np.asarray(keys, dtype="<i8")).tobytes()).hexdigest()
+
+
+def vectors_sha256(keys: Keys, *vectors: Vectors) -> str:
+    """Over vectors [N, D] of each kind, in the order of their keys [N]."""
+    order, digest = np.argsort(keys), hashlib.sha256()
+    for rows in vectors:
+        for start in range(0, len(order), _HASHED):
+            digest.update(rows[order[start : start + _HASHED]].tobytes())
+    return digest.hexdigest()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
+from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -40,6 +42,27 @@ def lines(curves: Curves, axes: Axes) -> bytes:
     area.grid(alpha=0.3)
     if len(curves) > 1:
         area.legend(fontsize=8)
+    out = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(out, format="png")
+    plt.close(figure)
+    return out.getvalue()
+
+
+def matrix(values: NDArray[np.floating], names: Sequence[str], axes: Axes) -> bytes:
+    """Shares from 0 to 1 [M, M] as colours, rows downwards, each cell with its number of percents."""
+    side = 2.2 + 0.32 * len(names)
+    figure, area = plt.subplots(figsize=(side, side), dpi=120)
+    area.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    area.set_xticks(range(len(names)), short, rotation=90, fontsize=7)
+    area.set_yticks(range(len(names)), short, fontsize=7)
+    area.set(xlabel=axes.x, ylabel=axes.y)
+    area.set_title(axes.title, fontsize=9)
+    for row, column in zip(*np.nonzero(values >= 0.005), strict=True):
+        share = float(values[row, column])
+        colour = "white" if share > 0.5 else "black"
+        area.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=colour)
     out = io.BytesIO()
     figure.tight_layout()
     figure.savefig(out, format="png")

@@ -20,6 +20,7 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.notes = 0, ""
+        self._told = -1
         self._console = Console(stderr=True)
         self._bar: RichProgress | None = None
 
@@ -42,7 +43,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done:
+        elif self.done > max(self._told, 0):
             self._line()
 
     def advance(self, n: int, **notes: float) -> None:
@@ -67,7 +68,7 @@ class Progress:
         return self.done / self.seconds
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self.done
         rate = self._rate()
         left = (self.total - self.done) / rate if rate else float("inf")
         text = (

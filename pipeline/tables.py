@@ -15,30 +15,30 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, Transaction
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Schema, WriterProperties
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.table import TableMerger
+from deltalake.transaction import AddAction, RemoveAction, Transaction
 from upath import UPath
 
 from pipeline.storage import storage_error
+from pipeline.table_reader import WRITER, TableReader, actions
 from schemas.errors import SchemaError, WorkspaceError
 from schemas.tables import TableSpec
 
-WRITER = "clipmill-writer"
 ROW_GROUP = 2048
 _ATTEMPTS = 50
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,114 +61,8 @@ class Commit:
     rows: int
 
 
-class Table:
+class Table(TableReader):
     """A Delta table under the workspace. Picklable; a worker needs only :meth:`write_part` and reads."""
-
-    def __init__(self, uri: str, spec: TableSpec) -> None:
-        self.uri, self.spec = uri, spec
-
-    # -- reading -------------------------------------------------------------------------------------
-
-    def open(self, version: int | None = None) -> DeltaTable | None:
-        """The Delta table, or None where nothing was ever committed."""
-        try:
-            return DeltaTable(self.uri, version=version)
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError) as exc:
-            raise WorkspaceError(
-                f"cannot read the table {self.uri}", actual=str(exc), remedy="check the path given as --workspace"
-            ) from exc
-
-    def version(self) -> int:
-        """The newest version, -1 where there is no table."""
-        table = self.open()
-        return -1 if table is None else int(table.version())
-
-    def read(
-        self,
-        columns: Sequence[str] | None = None,
-        where: pc.Expression | None = None,
-        version: int | None = None,
-    ) -> pa.Table:
-        """Rows as one Arrow table; empty, with the schema, where there is no table."""
-        names = list(columns or self.spec.schema.names)
-        table = self.open(version)
-        if table is None:
-            return pa.schema([self.spec.schema.field(n) for n in names]).empty_table()
-        dataset = self._dataset(table)
-        try:
-            return dataset.to_table(columns=names, filter=where)
-        except pa.ArrowNotImplementedError:
-            # delta-rs rewrites files (merge, compaction) with string views, to whose statistics Arrow compares no
-            # string: filter after reading, a batch at a time. A column that is only named like one used is no harm.
-            used = [n for n in self.spec.schema.names if n in names or n in str(where)]
-            batches = (pa.Table.from_batches([b]) for b in dataset.to_batches(columns=used))
-            found = [b.filter(where).select(names) for b in batches]
-            return pa.concat_tables([pa.schema([self.spec.schema.field(n) for n in names]).empty_table(), *found])
-
-    def dataset(self) -> ds.Dataset:
-        """The table as an Arrow dataset of this moment, for DuckDB and for streaming; empty where there is none."""
-        table = self.open()
-        if table is None:
-            return ds.dataset(self.spec.schema.empty_table())
-        return self._dataset(table)
-
-    def keys(self, where: pc.Expression | None = None) -> pa.Table:
-        return self.read(self.spec.key, where)
-
-    def files(self, version: int | None = None) -> list[str]:
-        """URIs of the table's live Parquet files."""
-        table = self.open(version)
-        return [] if table is None else list(table.file_uris())
-
-    def paths(self, version: int | None = None) -> set[str]:
-        """The table's live Parquet files, as the log names them. No file ever changes, so new rows are in new files."""
-        table = self.open(version)
-        return set() if table is None else set(pa.table(table.get_add_actions(flatten=True))["path"].to_pylist())
-
-    def batches(
-        self, columns: Sequence[str], version: int | None = None, paths: set[str] | None = None
-    ) -> pa.RecordBatchReader:
-        """Rows as a stream, for what need not be in memory at once; of the files ``paths`` (None: of all)."""
-        schema = pa.schema([self.spec.schema.field(n) for n in columns])
-        table = self.open(version)
-        if table is None:
-            return pa.RecordBatchReader.from_batches(schema, [])
-        batches = self._dataset(table, paths).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=2)
-        return pa.RecordBatchReader.from_batches(schema, batches)
-
-    def recorded(self, name: str) -> int:
-        """The number that :meth:`replace` last recorded under ``name``, -1 where there is none."""
-        table = self.open()
-        found = None if table is None else table.transaction_version(name)
-        return -1 if found is None else int(found)
-
-    def count(self) -> int:
-        table = self.open()
-        if table is None:
-            return 0
-        return int(pc.sum(pa.table(table.get_add_actions(flatten=True))["num_records"]).as_py() or 0)
-
-    def _dataset(self, table: DeltaTable, paths: set[str] | None = None) -> ds.Dataset:
-        """The live files (of ``paths``), each with the range of its keys: a filter opens only the files it needs.
-
-        (``DeltaTable.to_pyarrow_dataset`` compares columns without statistics with null: it finds no row.)
-        """
-        filesystem, folder = pa_fs.FileSystem.from_uri(table.table_uri)
-        layout, first = ds.ParquetFileFormat(), self.spec.key[0]
-        fragments = []
-        for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
-            if paths is not None and action["path"] not in paths:
-                continue
-            low, high = action.get(f"min.{first}"), action.get(f"max.{first}")
-            known = low is not None and high is not None
-            span = (pc.field(first) >= low) & (pc.field(first) <= high) if known else None
-            path = f"{folder.rstrip('/')}/{unquote(action['path'])}"
-            fragments.append(layout.make_fragment(path, filesystem, partition_expression=span))
-        return ds.FileSystemDataset(fragments, self.spec.schema, layout, filesystem)
-
-    # -- writing -------------------------------------------------------------------------------------
 
     def write_part(self, rows: pa.Table, figures: dict[str, float] | None = None) -> Part:
         """Write ``rows`` as one Parquet file (in a worker). No reader sees it before :meth:`commit`."""
@@ -181,9 +75,11 @@ class Table:
             )
         name = f"part-{uuid.uuid4().hex}.parquet"
         sink = pa.BufferOutputStream()
-        binary = [f.name for f in rows.schema if pa.types.is_binary(f.type)]
-        other = [n for n in rows.schema.names if n not in binary]
-        codec = {n: "none" if n in binary else "zstd" for n in rows.schema.names}
+        binary = _binary(rows.schema)
+        # Keys are hashes: neither a dictionary nor zstd makes them smaller, and both make them slower to read.
+        plain = [*binary, *(n for n in self.spec.key[:1] if pa.types.is_integer(rows.schema.field(n).type))]
+        other = [n for n in rows.schema.names if n not in plain]
+        codec = {n: "none" if n in plain else "zstd" for n in rows.schema.names}
         pq.write_table(rows, sink, row_group_size=ROW_GROUP, use_dictionary=other, compression=codec)
         data = sink.getvalue()
         path = UPath(self.uri) / name
@@ -198,26 +94,20 @@ class Table:
 
     def commit(self, parts: Sequence[Part], run: str) -> Commit:
         """Add ``parts`` in one transaction. Rows whose key is in the table already are left out."""
-        parts = self._disjoint(parts)
-        for _ in range(_ATTEMPTS):
-            table = self._open_or_create()
-            fresh = [p for p in (self._without_known(part, table) for part in parts) if p.rows]
+        apart = self._disjoint(parts)
+
+        def add(table: DeltaTable) -> Commit:
+            fresh = [p for p in (self._without_known(part, table) for part in apart) if p.rows]
             if not fresh:
                 return Commit(int(table.version()), 0)
-            try:
-                table.create_write_transaction(
-                    [_add_action(p) for p in fresh],
-                    mode="append",
-                    schema=table.schema(),
-                    commit_properties=_properties(table, run),
-                )
-            except CommitFailedError:
-                continue  # another writer was first: look again at what it added
-            except (DeltaError, OSError) as exc:
-                raise _commit_error(exc, self.uri) from exc
+            actions = [_add_action(p) for p in fresh]
+            table.create_write_transaction(
+                actions, mode="append", schema=table.schema(), commit_properties=_properties(table, run)
+            )
             # Without retries the commit is the one after the version looked at; the handle itself stays behind.
             return Commit(int(table.version()) + 1, sum(p.rows for p in fresh))
-        raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+        return self._commit(add)
 
     def append(self, rows: pa.Table, run: str) -> Commit:
         """Write and commit rows from the driver."""
@@ -225,37 +115,88 @@ class Table:
             return Commit(self.version(), 0)
         return self.commit([self.write_part(rows)], run)
 
-    def upsert(self, rows: pa.Table, run: str, replace: str | None = None, touch: Sequence[str] = ()) -> int:
+    def upsert(
+        self,
+        rows: pa.Table,
+        run: str,
+        replace: str | None = None,
+        touch: Sequence[str] = (),
+        record: dict[str, int] | None = None,
+    ) -> int:
         """Replace the rows with these keys, or add them, in one transaction. Returns the version.
 
         With ``replace``, an SQL condition on ``source`` and ``target``, only the rows that meet it are replaced;
-        the others get the columns ``touch`` alone.
+        the others get the columns ``touch`` alone. ``record``: numbers that :meth:`recorded` finds again.
         """
         rows = self.spec.conform(rows)
-        first = self.spec.key[0]
-        match = " AND ".join(f"target.{k} = source.{k}" for k in self.spec.key)
-        if pa.types.is_integer(rows.schema.field(first).type) and rows.num_rows:
-            span = pc.min_max(rows[first]).as_py()  # files of other keys are not even opened
-            match += f" AND target.{first} >= {span['min']} AND target.{first} <= {span['max']}"
-        for _ in range(_ATTEMPTS):
-            table = self._open_or_create()
-            merge = table.merge(
-                rows,
-                match,
-                source_alias="source",
-                target_alias="target",
-                commit_properties=_properties(table, run),
-            ).when_matched_update_all(replace)
+
+        def put(table: DeltaTable) -> int:
+            merge = self._merge(table, rows, _properties(table, run, record)).when_matched_update_all(replace)
             if touch:
                 merge = merge.when_matched_update({name: f"source.{name}" for name in touch})
-            try:
-                merge.when_not_matched_insert_all().execute()
-            except CommitFailedError:
-                continue
-            except (DeltaError, OSError) as exc:
-                raise _commit_error(exc, self.uri) from exc
+            merge.when_not_matched_insert_all().execute()
             return int(table.version())
-        raise WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+        return self._commit(put)
+
+    def update(self, rows: pa.Table, run: str, where: str | None = None) -> int:
+        """Set the columns of ``rows`` (the key, and some others) in the rows with these keys, in one transaction.
+
+        Keys that are not there are passed over. ``where``: an SQL condition on ``source`` and ``target``; rows that
+        do not meet it stay as they are. Returns the version.
+        """
+        schema = pa.schema([self.spec.schema.field(n) for n in rows.column_names])
+        rows = TableSpec(self.spec.name, schema, self.spec.key).conform(rows)
+        columns = {f"`{n}`": f"source.`{n}`" for n in rows.column_names if n not in self.spec.key}
+
+        def change(table: DeltaTable) -> int:
+            self._merge(table, rows, _properties(table, run)).when_matched_update(columns, where).execute()
+            return int(table.version())
+
+        return self._commit(change)
+
+    def swap(self, files: Sequence[str], part: Part, run: str) -> int:
+        """Put ``part`` in the place of files with the same keys, in one transaction. Returns how many rows went in.
+
+        None, where the table no longer holds all of these files: what came instead of them stays.
+        """
+
+        def write(table: DeltaTable) -> int:
+            sizes = {action["path"]: action["size_bytes"] for action in actions(table)}
+            if not set(files) <= sizes.keys():
+                return 0
+            now = int(time.time() * 1000)
+            table.create_write_transaction(
+                [*(RemoveAction(f, True, now, sizes[f], {}) for f in files), _add_action(part)],
+                mode="append",
+                schema=table.schema(),
+                commit_properties=_properties(table, run),
+            )
+            return part.rows
+
+        return self._commit(write)
+
+    def record(self, numbers: dict[str, int], run: str) -> int:
+        """Leave numbers in the log for :meth:`recorded`, in a commit without rows. Returns the version."""
+
+        def write(table: DeltaTable) -> int:
+            properties = _properties(table, run, numbers)
+            table.create_write_transaction([], "append", table.schema(), commit_properties=properties)
+            return int(table.version()) + 1
+
+        return self._commit(write)
+
+    def stamp(self, texts: dict[str, str], run: str) -> None:
+        """Write texts into the table's metadata, for :meth:`stamps`; nothing where they stand there already."""
+
+        def write(table: DeltaTable) -> None:
+            have = table.metadata().configuration
+            if any(have.get(name) != text for name, text in texts.items()):
+                table.alter.set_table_properties(
+                    texts, raise_if_not_exists=False, commit_properties=_properties(table, run)
+                )
+
+        self._commit(write)
 
     def replace(self, rows: pa.Table, gone: pa.Table, run: str, base: int, record: dict[str, int]) -> int | None:
         """Replace or add ``rows`` and delete the keys ``gone`` in one transaction, if the table is still at ``base``.
@@ -280,6 +221,36 @@ class Table:
         except (DeltaError, OSError) as exc:
             raise _commit_error(exc, self.uri) from exc
         return max(base, 0) + 1
+
+    def _commit(self, write: Callable[[DeltaTable], T]) -> T:
+        """``write(table)``, which makes one commit, again and again until no other writer is faster."""
+        for _ in range(_ATTEMPTS):
+            table = self._open_or_create()
+            try:
+                return write(table)
+            except CommitFailedError:
+                continue
+            except (DeltaError, OSError) as exc:
+                raise _commit_error(exc, self.uri) from exc
+        raise self._outrun()
+
+    def _outrun(self) -> WorkspaceError:
+        return WorkspaceError(f"{_ATTEMPTS} writers in a row were faster on {self.uri}", remedy="run the command again")
+
+    def _merge(self, table: DeltaTable, rows: pa.Table, properties: CommitProperties) -> TableMerger:
+        first = self.spec.key[0]
+        match = " AND ".join(f"target.{k} = source.{k}" for k in self.spec.key)
+        if pa.types.is_integer(rows.schema.field(first).type) and rows.num_rows:
+            span = pc.min_max(rows[first]).as_py()  # files of other keys are not even opened
+            match += f" AND target.{first} >= {span['min']} AND target.{first} <= {span['max']}"
+        return table.merge(
+            rows,
+            match,
+            source_alias="source",
+            target_alias="target",
+            writer_properties=_writer_properties(self.spec.schema),
+            commit_properties=properties,
+        )
 
     def _merge_and_delete(
         self, table: DeltaTable, rows: pa.Table, gone: pa.Table, properties: CommitProperties
@@ -306,21 +277,26 @@ class Table:
         )
 
     def _open_or_create(self) -> DeltaTable:
-        table = self.open()
-        if table is None:
+        """The table, with all columns of the spec: those that it lacks (of an older version) are null in its rows."""
+        for _ in range(_ATTEMPTS):
+            table = self.open()
             try:
-                return DeltaTable.create(self.uri, schema=self.spec.schema, mode="ignore", name=self.spec.name)
+                if table is None:
+                    return DeltaTable.create(self.uri, schema=self.spec.schema, mode="ignore", name=self.spec.name)
+                missing = self._missing(table)
+                if not missing:
+                    return table
+                fields = Schema.from_arrow(pa.schema(missing)).fields
+                table.alter.add_columns(fields, commit_properties=_properties(table))
+            except CommitFailedError:
+                continue  # another writer was first, perhaps with these columns
             except (DeltaError, OSError) as exc:
                 raise _commit_error(exc, self.uri) from exc
+        raise self._outrun()
+
+    def _missing(self, table: DeltaTable) -> list[pa.Field]:
         have = {f.name for f in table.schema().fields}
-        if missing := [n for n in self.spec.schema.names if n not in have]:
-            # A table of an older version: what it lacks is null in its rows.
-            fields = Schema.from_arrow(pa.schema([self.spec.schema.field(n) for n in missing])).fields
-            try:
-                table.alter.add_columns(fields)
-            except (DeltaError, OSError) as exc:
-                raise _commit_error(exc, self.uri) from exc
-        return table
+        return [field for field in self.spec.schema if field.name not in have]
 
     def _without_known(self, part: Part, table: DeltaTable) -> Part:
         """``part`` less the rows whose key ``table`` holds already: the part itself, as a rule."""
@@ -368,10 +344,10 @@ def _tuples(keys: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(column.to_pylist() for column in keys.columns), strict=True))
 
 
-def _properties(table: DeltaTable, run: str, record: dict[str, int] | None = None) -> CommitProperties:
+def _properties(table: DeltaTable, run: str = "", record: dict[str, int] | None = None) -> CommitProperties:
     last = table.transaction_version(WRITER)
     return CommitProperties(
-        custom_metadata={"run": run},
+        custom_metadata={"run": run} if run else None,
         max_commit_retries=0,
         app_transactions=[Transaction(WRITER, (last or 0) + 1), *(Transaction(*r) for r in (record or {}).items())],
     )
@@ -385,3 +361,17 @@ def _add_action(part: Part) -> AddAction:
             ranges["minValues"][name], ranges["maxValues"][name] = span["min"], span["max"]
     stats = json.dumps({"numRecords": part.rows, **ranges, "nullCount": dict.fromkeys(part.keys.column_names, 0)})
     return AddAction(part.path, part.bytes, {}, int(time.time() * 1000), True, stats)
+
+
+def _binary(schema: pa.Schema) -> list[str]:
+    """Columns of bytes, pictures and vectors: nothing makes them smaller."""
+    return [f.name for f in schema if pa.types.is_binary(f.type)]
+
+
+def _writer_properties(schema: pa.Schema) -> WriterProperties | None:
+    """How delta-rs is to rewrite files: bytes stay as quick to read as :meth:`Table.write_part` leaves them."""
+    binary = _binary(schema)
+    if not binary:
+        return None
+    plain = {name: ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE") for name in binary}
+    return WriterProperties(max_row_group_size=ROW_GROUP, compression="UNCOMPRESSED", column_properties=plain)

@@ -36,7 +36,9 @@ class EncoderCard(Card):
 
     model: str = Field(description="open_clip model name, or the name of a local model")
     pretrained: str = Field(description="pretrained tag, hub id or path that the weights came from")
-    weights_sha256: str = Field(description="sha256 over names, shapes and bytes of the loaded weights")
+    weights_sha256: str = Field(
+        description="sha256 over names, shapes and bytes of the loaded weights; of int8, over that and 'int8'"
+    )
     dim: int = Field(gt=0, description="D of image and text vectors")
     image_size: int = Field(gt=0, description="side of the square input, pixels")
     mean: tuple[float, float, float]
@@ -87,7 +89,10 @@ class IndexCard(Card):
     metric: str = "inner_product"
     count: int
     deleted: int = 0
-    keys_sha256: str = Field(description="over the sorted keys: tells at once whether anything changed")
+    keys_sha256: str = Field(description="over the sorted keys")
+    vectors_sha256: str | None = Field(
+        None, description="over the vectors in the order of their keys: one that was embedded again is another one"
+    )
     table_version: int = Field(description="version of the embeddings table it was made from")
     files: tuple[IndexFile, ...]
     run: str

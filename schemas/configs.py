@@ -144,12 +144,23 @@ class EmbedConfig(JobConfig):
         None,
         description="MODEL[:PRETRAINED|:PATH] of open_clip, or the name of a CLIP trained in this workspace",
     )
-    batch_size: int = Field(256, ge=1, description="pairs in one forward pass")
-    shard_size: int = Field(2048, ge=1, description="pairs in one shard")
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="float32 on CPU, bfloat16 or float16 on GPU"
+    batch_size: int = Field(0, ge=0, description="images in one forward pass; 0: found by itself")
+    shard_size: int = Field(2048, ge=1, description="pairs in one shard, the unit of work and retry")
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+        "auto", description="float32 on CPU, bfloat16 or float16 on GPU; int8 (CPU) reports how far its vectors are off"
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of one worker; may be a fraction")
+    decoders: int | None = Field(
+        None, ge=0, description="workers that decode beside the models; by default 0 on CPU, 4 a GPU worker"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on GPU")
+    heads: CommaList = Field(
+        (), description="NAME=FILE.safetensors,...: linear or MLP heads over the image vector -> columns score_NAME"
+    )
+    zero_shot: str | None = Field(None, description="a file with a label on each line -> columns label and label_score")
+    templates: str | None = Field(
+        None, description="a file of prompt templates with {} for the label; by default the 80 of the CLIP paper"
+    )
 
 
 class IndexConfig(JobConfig):
@@ -163,6 +174,7 @@ class IndexConfig(JobConfig):
     )
     queries: int = Field(500, ge=1, description="held-out queries that the recall is measured on")
     rebuild: bool = Field(False, description="build from nothing even where adding would do")
+    audit: int = Field(32, ge=0, description="pairs that are embedded again and must agree before publishing; 0: none")
 
 
 class QueryConfig(JobConfig):
@@ -176,7 +188,10 @@ class QueryConfig(JobConfig):
     query_col: str = Field("text", description="column of the --queries file")
     output: str = Field("results.parquet", description="where the results of --queries go")
     k: int = Field(10, ge=1, le=10_000, description="results per query")
-    where: str | None = Field(None, description="SQL predicate over pair_key, caption, similarity, url, width, height")
+    where: str | None = Field(
+        None,
+        description="SQL predicate over pair_key, caption, similarity, url, width, height, scores and labels",
+    )
     modality: Literal["image", "text"] = Field("image", description="index to search")
     encoder: str | None = Field(None, description="encoder id or model name; by default the only one indexed")
     sheet: str | None = Field(None, description="write the found images as a contact sheet to this PNG")
@@ -239,6 +254,7 @@ class PriorTrainConfig(TrainConfig):
     """Train the diffusion prior (text -> CLIP image embedding) on the embeddings table."""
 
     encoder: str | None = Field(None, description="encoder of the embeddings; by default the only one in the workspace")
+    audit: int = Field(32, ge=0, description="pairs that are embedded again and must agree before training; 0: none")
     network: PriorConfig = PriorConfig()
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     whitening_floor: float = Field(1e-3, gt=0, le=1, description="smallest variance kept, as a share of the largest")
@@ -249,6 +265,7 @@ class DecoderTrainConfig(TrainConfig):
     """Train the decoder (CLIP image embedding -> picture) on images and their embeddings."""
 
     encoder: str | None = Field(None, description="encoder of the embeddings; by default the only one in the workspace")
+    audit: int = Field(32, ge=0, description="pairs that are embedded again and must agree before training; 0: none")
     network: DecoderConfig = DecoderConfig()
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     whitening_floor: float = Field(1e-3, gt=0, le=1, description="smallest variance kept, as a share of the largest")
@@ -290,6 +307,13 @@ class EvaluateConfig(JobConfig):
     encoder: str | None = Field(None, description="encoder to evaluate; by default the only one")
     sample: int = Field(1000, ge=10, description="held-out pairs that retrieval and prior are measured on")
     seed: int = Field(0, ge=0, description="of the sample")
+    zero_shot: str | None = Field(None, description="a file with a label on each line: measure zero-shot accuracy")
+    templates: str | None = Field(
+        None, description="a file of prompt templates with {} for the label; by default the 80 of the CLIP paper"
+    )
+    label_col: str | None = Field(
+        None, description="column of pairs.extra with the true label; by default the one label in the caption"
+    )
 
 
 class ImportConfig(JobConfig):
@@ -300,7 +324,12 @@ class ImportConfig(JobConfig):
     """
 
     source: Paths = Field(
-        min_length=1, description="tars, Parquet files with images, folders or globs of them; also without the flag"
+        min_length=1,
+        description="tars, Parquet files with images, folders or globs of them, or a folder of vectors in "
+        "clip-retrieval's layout; also without the flag",
+    )
+    encoder: str | None = Field(
+        None, description="of vectors: MODEL:PRETRAINED that made them; it is loaded for its card, and they are audited"
     )
     formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(_split)] = Field(
         get_args(ImageFormat), description="formats let in, by content"
@@ -317,15 +346,32 @@ class ExportConfig(JobConfig):
     The same rows give the same tars. Run again to go on: finished shards are kept.
     """
 
-    format: Literal["webdataset", "img2dataset", "files"] = Field(
-        "webdataset", description="tars; tars with img2dataset's metadata beside them; folders of files with it"
+    format: Literal["webdataset", "img2dataset", "files", "npy", "clip-retrieval", "dalle2-pytorch", "parquet-list"] = (
+        Field(
+            "webdataset",
+            description="images: tars; tars with img2dataset's metadata beside them; folders of files with it. "
+            "Vectors: npy files; clip-retrieval's layout; dalle2-pytorch's; Parquet with lists of floats",
+        )
     )
+    encoder: str | None = Field(None, description="of vectors: whose; by default the only one in the workspace")
     output: str = Field(description="directory or object-store URL: empty, or with the same export begun")
     shard_size: int = Field(10_000, ge=1, description="rows in one shard")
     where: str | None = Field(
         None, description="SQL predicate over pair_key, caption, url, width, height, status, sha256"
     )
     drop_duplicates: bool = Field(False, description="leave out what the table duplicates marks")
+
+
+class SemdedupConfig(JobConfig):
+    """Mark semantic near-duplicates of one encoder's image vectors in the table semantic_duplicates (SemDeDup)."""
+
+    encoder: str | None = Field(None, description="encoder of the embeddings; by default the only one in the workspace")
+    threshold: float = Field(0.95, gt=0, le=1, description="cosine from which two images count as the same")
+    clusters: int = Field(0, ge=0, description="k of k-means; 0: chosen by the number of images")
+    keep: Literal["first", "caption"] = Field(
+        "first", description="of a group: the first by (run, key), or the one whose caption fits its image best"
+    )
+    seed: int = Field(0, ge=0, description="of k-means")
 
 
 class StatusConfig(JobConfig):

@@ -79,6 +79,10 @@ class EncoderMismatch(ClipmillError):
         )
 
 
+class AuditError(ClipmillError):
+    """Stored vectors are damaged, or are not what their encoder makes of the images and captions today."""
+
+
 class CountsError(ClipmillError):
     """Rows in differ from rows out plus rows failed: a stage lost or doubled a row."""
 

@@ -108,8 +108,22 @@ EMBEDDINGS = _spec(
     ("text_vec", pa.binary()),
     ("similarity", pa.float32()),
     ("caption", pa.string()),
+    ("sha256", pa.string()),
     ("run", pa.string()),
 )
+"""``sha256``: of the image that was embedded, as in images: another one there means that the image has changed.
+Further columns, made when asked for: ``score_NAME`` (a head's, float), ``label`` and ``label_score`` (zero-shot)."""
+
+SEMANTIC_DUPLICATES = _spec(
+    "semantic_duplicates",
+    ("pair_key", "encoder"),
+    ("pair_key", pa.int64()),
+    ("encoder", pa.string()),
+    ("kept_key", pa.int64()),
+    ("cosine", pa.float32()),
+    ("run", pa.string()),
+)
+"""An image that means the same as another, ``kept_key``, to one encoder."""
 
 CANDIDATES = _spec(
     "candidates",
@@ -167,7 +181,7 @@ RUNS = _spec(
 )
 
 TABLES: dict[str, TableSpec] = {
-    spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, CANDIDATES, RANKINGS, RUNS)
+    spec.name: spec for spec in (PAIRS, IMAGES, DUPLICATES, EMBEDDINGS, SEMANTIC_DUPLICATES, CANDIDATES, RANKINGS, RUNS)
 }
 
 SHARD = pa.schema(

@@ -125,20 +125,20 @@ def _last_json(output: str) -> dict[str, Any]:
     return {"counts": {"out": -1}, "stored": -1}
 
 
-def make_venv(folder: Path, requirements: Sequence[str]) -> Path:
-    """A venv of this Python with ``requirements``; one that is complete already is kept."""
+def make_venv(folder: Path, requirements: Sequence[str], python: str = sys.executable) -> Path:
+    """A venv of ``python`` (this one) with ``requirements``; one that is complete already is kept."""
     done = folder / "installed.txt"
     wanted = "\n".join(requirements)
     if done.exists() and done.read_text() == wanted:
         return folder
     uv = shutil.which("uv") or _beside_python("uv")
-    python = str(folder / "bin" / "python")
+    own = str(folder / "bin" / "python")
     if uv:
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *requirements], check=True)
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", python, str(folder)], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", own, *requirements], check=True)
     else:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([own, "-m", "pip", "install", "--quiet", *requirements], check=True)
     done.write_text(wanted)
     return folder
 

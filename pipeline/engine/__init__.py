@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from pipeline.engine import pool, training
+from pipeline.engine import flow, training
 from pipeline.engine.cluster import Cluster, Resources
-from pipeline.engine.pool import Done, Quarantined
+from pipeline.engine.flow import Done, Quarantined
+from pipeline.engine.pool import Pool
 from pipeline.engine.training import Rank
 
 __all__ = ["Done", "Engine", "Quarantined", "Rank", "Resources"]
@@ -20,16 +21,20 @@ __all__ = ["Done", "Engine", "Quarantined", "Rank", "Resources"]
 S = TypeVar("S")
 R = TypeVar("R")
 
+Prepare = tuple[Callable[[], Callable[[S], Any]], Resources]
+"""A stage that works before the other one, and what each of its workers needs."""
+
 
 class Engine(Cluster):
     """A Ray cluster, joined or started at the first work, with the two kinds of work that jobs give it."""
 
     def map(
         self,
-        factory: Callable[[], Callable[[S], R]],
+        factory: Callable[[], Callable[[Any], R]],
         shards: Iterable[S],
         resources: Resources | None = None,
         *,
+        prepare: Prepare[S] | None = None,
         retries: int = 2,
     ) -> Iterator[Done[S, R] | Quarantined[S]]:
         """Work off ``shards`` on a pool of actors, each of which makes its stage once; in order of completion.
@@ -38,13 +43,25 @@ class Engine(Cluster):
         needed). A dead worker costs its own shards, which others take over: each alone, since one of them may have
         killed it. A stage's method ``close()``, where it has one, is called once all shards are worked off.
 
+        With ``prepare`` a shard goes through a stage of that pool first, and ``factory``'s takes what that one
+        returned. It passes through Ray's object store, and this process never holds it. The two pools work at once;
+        shards begun but not worked off are as many as the second pool has places for, and one for each worker of the
+        first. What fails in either begins again in the first.
+
         Raises:
             ClipmillError: raised by a stage: the run cannot go on. Work under way is cancelled.
         """
-        todo = pool.Peekable(shards)
-        if not todo.empty():
-            resources = resources or Resources()
-            yield from pool.work_off(factory, todo, resources, self.slots(resources), retries)
+        todo = flow.Peekable(shards)
+        if todo.empty():
+            return
+        resources = resources or Resources()
+        if prepare is None:
+            yield from flow.work_off([Pool(factory, self.slots(resources), resources)], todo, retries)
+            return
+        before, needs = prepare
+        fewer, size = self.slots_of_two(needs, resources)
+        pools = [Pool(before, fewer, needs, last=False), Pool(factory, size, resources)]
+        yield from flow.work_off(pools, todo, retries, most=fewer * needs.overlap + pools[1].places)
 
     def train(
         self,

@@ -25,6 +25,7 @@ from schemas.errors import ClipmillError
 
 _INIT_ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 1 << 30
+"""Of a cluster of our own, at least; a tenth of the memory, where that is more and fits into /dev/shm."""
 _TEMP = "clipmill-"
 _TEMP_ROOT = "/tmp" if os.name == "posix" else None  # noqa: S108 - Unix sockets inside: at most 107 characters
 
@@ -70,6 +71,7 @@ class Cluster:
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # every call's own error is looked at
             on_terminate = signal.getsignal(signal.SIGTERM)
             if self.address is not None:
                 self._join()
@@ -106,7 +108,7 @@ class Cluster:
                     ray.init(
                         address="local",
                         num_cpus=self._cpus,
-                        object_store_memory=_OBJECT_STORE_BYTES,
+                        object_store_memory=_object_store_bytes(),
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level=logging.ERROR,
@@ -137,7 +139,14 @@ class Cluster:
             self._own_temp = self._temp_dir = None
 
     def slots(self, resources: Resources) -> int:
-        """How many workers of these resources run side by side."""
+        """How many workers of these resources to start: as many as run side by side.
+
+        On a cluster that was joined, as many as were asked for. For those that find no room it may grow: Ray's
+        autoscaler sees them waiting. Until then they hold nothing.
+
+        Raises:
+            ClipmillError: the cluster has no such GPU.
+        """
         self.start()
         total = ray.cluster_resources()
         room = int(total.get("CPU", 1) // resources.cpus) if resources.cpus else 1 << 30
@@ -150,7 +159,48 @@ class Cluster:
                     actual=f"{total.get('GPU', 0)} in the cluster",
                     remedy="leave out --gpus-per-worker, or join a cluster with GPUs",
                 )
+        if self.address and resources.workers:
+            return resources.workers
         return max(1, min(room, resources.workers or room))
+
+    def slots_of_two(self, first: Resources, second: Resources) -> tuple[int, int]:
+        """How many workers of two pools to start, of which the first feeds the second: at least one of each.
+
+        The second pool's come first, where there are GPUs or their number was asked for; else the first pool's.
+
+        Raises:
+            ClipmillError: the cluster has no room for both.
+        """
+        wanted = self.slots(second)
+        cpus = float(ray.cluster_resources().get("CPU", 1))
+        grows = bool(self.address and second.gpus and second.workers)
+        asked = 1 if second.gpus or second.workers else first.workers or 1
+        reserved = max(1, min(asked, _fit(cpus - second.cpus, first.cpus)))
+        room = min(wanted, _fit(cpus - reserved * first.cpus, second.cpus))
+        before = _fit(cpus - room * second.cpus, first.cpus)
+        if min(room, before) < 1:
+            raise ClipmillError(
+                "the cluster has no room for two kinds of workers side by side",
+                expected=f"{first.cpus + second.cpus:g} CPUs",
+                actual=f"{cpus:g}",
+                remedy="use one kind, which does both (embed: --decoders 0), or a larger cluster",
+            )
+        return min(first.workers or before, before), wanted if grows else room
+
+
+def _fit(room: float, each: float) -> int:
+    return int(max(room, 0) // each) if each else 1 << 30
+
+
+def _object_store_bytes() -> int:
+    """What a local cluster's object store may take; Ray takes it as it is needed."""
+    try:
+        shm = os.statvfs("/dev/shm")  # noqa: S108 - where Ray keeps it
+        most = shm.f_bavail * shm.f_frsize * 9 // 10
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return _OBJECT_STORE_BYTES
+    return max(_OBJECT_STORE_BYTES, min(memory // 10, most))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What Ray's errors mean: a stage that raised, or a worker that is gone."""
+"""What Ray's errors mean: a stage that raised, an object that is gone, or a worker that is gone."""
 
 from __future__ import annotations
 
@@ -18,5 +18,10 @@ def reason(exc: Exception) -> str:
 
 
 def is_lost(exc: Exception) -> bool:
-    """Is the worker gone (dead, out of memory, its node lost), as opposed to a stage that raised in it?"""
-    return isinstance(exc, ray.exceptions.RayError) and not isinstance(exc, ray.exceptions.RayTaskError)
+    """Is the worker gone (dead, out of memory, its node lost), as opposed to a stage that raised in it?
+
+    What another worker made for it may be gone, with its node: that is no sign of its own end.
+    """
+    if isinstance(exc, (ray.exceptions.RayTaskError, ray.exceptions.ObjectLostError)):
+        return False
+    return isinstance(exc, ray.exceptions.RayError)

@@ -1,206 +1,134 @@
-"""A CLIP encoder as it was really loaded: any open_clip model, hub id or local folder, and its card."""
+"""A CLIP encoder as it was really loaded: any open_clip model, hub id, folder or checkpoint, and its card."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.models.attention import use_class_token_only, use_self_attention
 from pipeline.models.clip import text_states
-from schemas.cards import EncoderCard
-from schemas.errors import UsageError
+from pipeline.models.devices import Place, pick_device, pick_dtype
+from pipeline.models.image_tower import Compiled, ImageTower, as_tensor
+from pipeline.models.loading import load, read_model_config
+from pipeline.models.pixels import Decoder, Pixels
+from pipeline.models.quantised import cosines, int8_card, quantise
+from pipeline.models.text_tower import TextTower
+from pipeline.models.weights import weights_sha256
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+__all__ = ["Encoder", "pick_device", "pick_dtype", "read_model_config", "weights_sha256"]
 
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: float32 on CPU (its bfloat16 may be emulated), bfloat16 or float16 on GPU.
-
-    Raises:
-        UsageError: half precision asked for on a CPU.
-    """
-    if device.type == "cpu":
-        if precision in ("float16", "bfloat16"):
-            raise UsageError(f"--precision {precision} needs a GPU", remedy="use auto or float32")
-        return torch.float32
-    if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return DTYPES[precision]
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """sha256 over the names, shapes, types and bytes of a module's state, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+_TOKENISED_AT_ONCE = 16_384
 
 
 class Encoder:
     """Images and texts to unit-norm vectors, with the model's own preprocessing and tokenizer.
 
+    ``card`` describes the vectors; ``float_card`` the same weights unquantised (the same card but for int8).
+    ``decoder`` turns image files into pixels; it can be pickled, and does not need the model.
+
     Args:
         spec: ``MODEL``, ``MODEL:TAG``, ``MODEL:PATH``, ``hf-hub:ID`` or ``local-dir:PATH``.
         name: what the card calls the model, where ``spec`` is only a place.
+        precision: auto, float32, float16, bfloat16 or int8.
+        compile: torch.compile for the image tower. auto: on a GPU, and without it where that fails.
 
     Raises:
-        UsageError: open_clip knows no such model or tag, or cannot load it.
+        UsageError: open_clip knows no such model or tag, cannot load it, or the checkpoint is refused.
     """
 
-    def __init__(self, spec: str, *, name: str | None = None, precision: str = "auto") -> None:
+    def __init__(self, spec: str, *, name: str | None = None, precision: str = "auto", compile: str = "off") -> None:
         self.device = pick_device()
         self.dtype = pick_dtype(precision, self.device)
-        model, pretrained = _split(spec)
-        self.model, self.preprocess, self.tokenizer = _load(model, pretrained)
-        self.model.eval().requires_grad_(False)
-        self.card = _card(self.model, name or model, pretrained or spec, self.tokenizer, self.dtype)
+        self._spec = spec
+        loaded = load(spec)
+        self.preprocess, self.tokenizer = loaded.preprocess, loaded.tokenizer
+        self.model: Any = loaded.model.eval().requires_grad_(False)
+        self.float_card = self.card = loaded.card(name).model_copy(update={"dtype": str(self.dtype).split(".")[1]})
+        use_self_attention(self.model)  # after the card: this renames weights
+        use_class_token_only(self.model)
+        if self.dtype == torch.int8:
+            self.float_card = self.card.model_copy(update={"dtype": "float32"})
+            self.card = int8_card(self.float_card)
+            self.model = quantise(self.model, self.card.image_size, self.tokens(["a"]))
         self.model.to(self.device)
+        self.decoder = Decoder(self.card)
+        place = Place(self.device, self.dtype)
+        wanted = compile == "on" or (compile == "auto" and self.device.type == "cuda")
+        compiled = Compiled(self.model, required=compile == "on") if wanted else None
+        self._images = ImageTower(self.model, self.card, place, compiled=compiled)
+        self._texts = TextTower(self.model, place)
 
-    def images(self, images: Sequence[bytes], batch_size: int = 256) -> NDArray[np.float32]:
-        """Encoded image files -> unit-norm float32 [N, D]. Raises what Pillow raises for one it cannot decode."""
+    # ---- images --------------------------------------------------------------------------------------
+
+    def images(self, images: Sequence[bytes], batch_size: int = 64) -> NDArray[np.float32]:
+        """Encoded image files -> unit-norm float32 [N, D]. Raises Undecodable for one that does not decode."""
         starts = range(0, len(images), batch_size)
-        parts = [self.encode(torch.stack([self.pixels(d) for d in images[i : i + batch_size]])) for i in starts]
+        parts = [self.encode(np.stack([self.decode(d) for d in images[i : i + batch_size]])) for i in starts]
         return np.concatenate(parts) if parts else np.empty((0, self.card.dim), np.float32)
 
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> NDArray[np.float32]:
-        """Preprocessed pixels [B, 3, S, S] -> unit-norm float32 [B, D]."""
-        with self._autocast():
-            return _unit([self.model.encode_image(pixels.to(self.device))], self.card.dim)
+    def decode(self, data: bytes) -> Pixels:
+        """One encoded image file -> uint8 [3, S, S]. Raises Undecodable."""
+        return self.decoder(data)
 
-    @torch.inference_mode()
+    def encode(self, pixels: Tensor | Pixels) -> NDArray[np.float32]:
+        """Pixels [B, 3, S, S], uint8 as decoded or floats as preprocessed -> unit-norm float32 [B, D].
+
+        A batch that the device has no memory for is halved, and so are all after it.
+
+        Raises:
+            ClipmillError: there is no memory even for one image.
+        """
+        return np.asarray(self._images(as_tensor(pixels)).cpu().numpy())
+
+    def encode_stream(self, batches: Iterable[Pixels]) -> Iterator[NDArray[np.float32]]:
+        """As :meth:`encode`, batch by batch; on a GPU one is copied while another is computed."""
+        return self._images.stream(batches)
+
+    def batch_size(self, asked: int) -> int:
+        """``asked`` if above 0, else the number of images in a forward pass that does best here."""
+        return self._images.batch_size(asked)
+
+    def pixels(self, data: bytes) -> Tensor:
+        """One encoded image file, preprocessed: float32 [3, S, S] on the device. Raises Undecodable."""
+        return self._images.normalise(as_tensor(self.decode(data)).to(self.device)[None])[0]
+
+    # ---- texts ---------------------------------------------------------------------------------------
+
     def texts(self, texts: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
-        """Texts -> unit-norm float32 [N, D]. Equal texts are encoded once."""
-        unique = sorted(set(texts))
-        parts = []
-        for start in range(0, len(unique), batch_size):
-            tokens = self.tokens(unique[start : start + batch_size]).to(self.device)  # [B, L]
-            with self._autocast():
-                parts.append(self.model.encode_text(tokens))
-        where = {text: i for i, text in enumerate(unique)}
-        return _unit(parts, self.card.dim)[[where[text] for text in texts]]
+        """Texts -> unit-norm float32 [N, D]. Equal texts are encoded once, and padding only where it must be.
+
+        A forward pass has the tokens of up to ``batch_size`` texts of full length, so more texts if they are short.
+        """
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        unique = list(row)
+        vectors = np.empty((len(unique), self.card.dim), np.float32)
+        for start in range(0, len(unique), _TOKENISED_AT_ONCE):
+            some = unique[start : start + _TOKENISED_AT_ONCE]
+            vectors[start : start + len(some)] = self._texts(self.tokens(some), batch_size).numpy()
+        return vectors[[row[text] for text in texts]]
 
     @torch.inference_mode()
     def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """What a prior conditions on: unit-norm embedding [B, D], states [B, L, W], mask [B, L]."""
         return text_states(self.model, self.tokens(texts).to(self.device))
 
-    def pixels(self, data: bytes) -> Tensor:
-        """One encoded image file, preprocessed: [3, S, S]."""
-        with Image.open(io.BytesIO(data)) as image:
-            pixels: Tensor = self.preprocess(image.convert("RGB"))
-        return pixels
-
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """[B, L] int64; what is longer than L is cut."""
         tokens: Tensor = self.tokenizer(list(texts))
         return tokens
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    # ---- int8 ----------------------------------------------------------------------------------------
 
+    def int8_cosine(self, images: Sequence[bytes], texts: Sequence[str]) -> dict[str, float]:
+        """How close this encoder's vectors are to float32's: image_mean, image_min, text_mean, text_min.
 
-def read_model_config(model: str) -> dict[str, Any]:
-    """{"model_cfg", "preprocess_cfg"} of an open_clip model name, or of a JSON file in open_clip's layout.
-
-    Written as ``open_clip_config.json`` beside ``open_clip_model.safetensors``, it makes a folder that
-    ``local-dir:`` loads.
-
-    Raises:
-        UsageError: neither a name nor such a file.
-    """
-    import open_clip
-
-    path = Path(model)
-    if path.suffix == ".json" and path.is_file():
-        loaded: dict[str, Any] = json.loads(path.read_text())
-        network = loaded.get("model_cfg", loaded)
-        preprocess = loaded.get("preprocess_cfg", {})
-    else:
-        network, preprocess = open_clip.get_model_config(model), {}
-    if not isinstance(network, dict) or "vision_cfg" not in network:
-        raise UsageError(
-            f"open_clip knows no model {model!r}",
-            expected="a model name, or the path of a JSON model config in open_clip's layout",
-        )
-    defaults = {
-        "mean": list(open_clip.OPENAI_DATASET_MEAN),
-        "std": list(open_clip.OPENAI_DATASET_STD),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    return {"model_cfg": dict(network), "preprocess_cfg": defaults | preprocess}
-
-
-def _split(spec: str) -> tuple[str, str | None]:
-    """("ViT-B-32", "openai") of "ViT-B-32:openai"; hub ids and folders stay whole."""
-    if spec.startswith(("hf-hub:", "local-dir:")):
-        return spec, None
-    model, _, pretrained = spec.partition(":")
-    return model, pretrained or None
-
-
-def _load(model: str, pretrained: str | None) -> tuple[Any, Any, Any]:
-    import open_clip
-
-    if pretrained is None and ":" not in model:
-        raise UsageError(
-            f"the encoder {model} has no weights",
-            expected=f"{model}:TAG or {model}:PATH (or the name of a CLIP trained in this workspace)",
-            remedy=f"tags of it: {', '.join(open_clip.list_pretrained_tags_by_model(model)) or 'none'}",
-        )
-    try:
-        loaded, _, preprocess = open_clip.create_model_and_transforms(
-            model, pretrained=pretrained, weights_only=True, load_weights=True
-        )
-        return loaded, preprocess, open_clip.get_tokenizer(model)
-    except (RuntimeError, OSError, ValueError, KeyError) as exc:
-        raise UsageError(
-            f"cannot load the encoder {model}{':' + pretrained if pretrained else ''}",
-            expected="MODEL[:TAG|:PATH], hf-hub:ID, local-dir:PATH, or the name of a CLIP trained in this workspace",
-            actual=str(exc).splitlines()[0] if str(exc) else type(exc).__name__,
-            remedy="open_clip.list_pretrained() lists models and tags; weights must be cached or within reach",
-        ) from exc
-
-
-def _card(model: Any, name: str, pretrained: str, tokenizer: Any, dtype: torch.dtype) -> EncoderCard:
-    preprocess = model.visual.preprocess_cfg
-    size = model.visual.image_size
-    width = model.text_projection if hasattr(model, "text_projection") else model.text.text_projection
-    dim = width.out_features if isinstance(width, nn.Linear) else width.shape[1]
-    return EncoderCard(
-        model=name,
-        pretrained=pretrained,
-        weights_sha256=weights_sha256(model),
-        dim=int(dim),
-        image_size=int(size[0] if isinstance(size, (tuple, list)) else size),
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        interpolation=preprocess["interpolation"],
-        resize_mode=preprocess["resize_mode"],
-        context_length=int(tokenizer.context_length),
-        dtype=str(dtype).removeprefix("torch."),
-        quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
-    )
-
-
-def _unit(parts: list[Tensor], dim: int) -> NDArray[np.float32]:
-    if not parts:
-        return np.empty((0, dim), np.float32)
-    vectors = F.normalize(torch.cat(parts).float(), dim=-1)  # [N, D]
-    return np.asarray(vectors.cpu().numpy())
+        Loads the float32 model beside this one. Images that do not decode raise Undecodable.
+        """
+        exact = Encoder(self._spec, precision="float32")
+        found = cosines(self.images(images), exact.images(images), "image")
+        return found | cosines(self.texts(texts), exact.texts(texts), "text")

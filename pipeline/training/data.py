@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.vectors import read_vectors
 from pipeline.workspace import Workspace
 from schemas.errors import NothingToDo, Reason
-from schemas.vectors import unpack
+from schemas.vectors import pack, unpack
 
 _IN_MEMORY = 2 << 30
 _BUCKETS = 1_000_000
+_CHUNK = 1 << 30
 
 
 class Pictures:
@@ -74,16 +76,35 @@ def read_pairs(workspace: Workspace, version: int) -> pa.Table:
 
 
 def read_embeddings(workspace: Workspace, encoder: str, version: int, columns: Sequence[str] = ()) -> pa.Table:
-    """(pair_key, image_vec, text_vec, ...) of one encoder, by key.
+    """(pair_key, image_vec, text_vec, ...) of one encoder, by key; rows that lack one of the vectors are left out.
 
     Raises:
         NothingToDo: there are none.
     """
-    names = ["pair_key", "image_vec", "text_vec", *columns]
-    rows = workspace.table("embeddings").read(names, pc.field("encoder") == encoder, version)
-    if rows.num_rows == 0:
-        raise NothingToDo(f"no embeddings of {encoder} to train on", remedy="clipmill embed first")
-    return rows.sort_by("pair_key")
+    table = workspace.table("embeddings")
+    found: dict[str, tuple[NDArray[np.int64], NDArray[np.float16]]] = {}
+    for modality in ("image", "text"):
+        try:
+            found[modality] = read_vectors(table, encoder, modality, ordered=True, version=version)
+        except NothingToDo as exc:
+            raise NothingToDo(f"no {modality} vectors of {encoder} to train on", remedy="clipmill embed first") from exc
+    keys = np.intersect1d(found["image"][0], found["text"][0], assume_unique=True)
+    both = {m: v if len(k) == len(keys) else v[np.isin(k, keys)] for m, (k, v) in found.items()}
+    rows = pa.table({"pair_key": keys, **{f"{m}_vec": _packed(v) for m, v in both.items()}})
+    if not columns:
+        return rows
+    more = table.read(["pair_key", *columns], pc.field("encoder") == encoder, version).sort_by("pair_key")
+    if more.num_rows > len(keys):
+        more = more.filter(pa.array(np.isin(more["pair_key"].to_numpy(), keys)))
+    for name in columns:
+        rows = rows.append_column(name, more[name])
+    return rows
+
+
+def _packed(vectors: NDArray[np.float16]) -> pa.ChunkedArray:
+    """[N, D] as a binary column, in chunks whose bytes one array can hold."""
+    size = max(1, _CHUNK // max(1, 2 * vectors.shape[1]))
+    return pa.chunked_array([pack(vectors[i : i + size]) for i in range(0, max(len(vectors), 1), size)], pa.binary())
 
 
 def vectors(rows: pa.Table, column: str, dim: int) -> Tensor:

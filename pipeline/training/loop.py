@@ -206,7 +206,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def config_digest(config: TrainConfig) -> str:
     """Of all settings that change what is learnt: a checkpoint of another digest is not resumed."""
-    free = {"workspace", "address", "checkpoint_every", "log_every", "threads", "gpus_per_worker"}
+    free = {"workspace", "address", "audit", "checkpoint_every", "log_every", "threads", "gpus_per_worker"}
     return digest(json.dumps(config.model_dump(exclude=free), sort_keys=True, default=str))
 
 

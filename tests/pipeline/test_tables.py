@@ -132,7 +132,8 @@ def test_a_key_of_several_columns(workspace: Workspace) -> None:
         return pa.table(
             {
                 "pair_key": keys, "encoder": [encoder] * n, "image_vec": vectors, "text_vec": vectors,
-                "similarity": pa.array([0.5] * n, pa.float32()), "caption": ["c"] * n, "run": ["r"] * n,
+                "similarity": pa.array([0.5] * n, pa.float32()), "caption": ["c"] * n, "sha256": ["s"] * n,
+                "run": ["r"] * n,
             },
             schema=EMBEDDINGS.schema,
         )  # fmt: skip

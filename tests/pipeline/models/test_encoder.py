@@ -1,7 +1,7 @@
 """The encoder against open_clip used directly; its card from what is loaded."""
 
 import io
-import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,41 +12,63 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline.models.clip import build_clip
-from pipeline.models.encoder import Encoder, pick_dtype, read_model_config, weights_sha256
+from pipeline.models.encoder import Encoder, weights_sha256
+from pipeline.models.pixels import Undecodable
 from schemas.errors import UsageError
+from tests.pipeline.models.clips import clip_folder, encoded, picture
 from tests.pipeline.models.test_clip import TINY
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny CLIP in open_clip's layout."""
-    (tmp_path / "tiny.json").write_text(
-        json.dumps({"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
-    )
-    config = read_model_config(str(tmp_path / "tiny.json"))
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    save_file(build_clip(TINY).state_dict(), tmp_path / "open_clip_model.safetensors")
-    return tmp_path
-
-
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (20, 30)) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, "PNG")
-    return out.getvalue()
+    return clip_folder(tmp_path)
 
 
 def test_vectors_are_open_clips(folder: Path) -> None:
     encoder = Encoder(f"local-dir:{folder}", name="tiny")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    pictures, texts = [png((200, 30, 30)), png((0, 90, 255))], ["a red cube", "a blue ball", "a red cube"]
+    pictures = [
+        encoded(picture(20, 30)), encoded(picture(31, 23, seed=1), "JPEG"), encoded(picture(50, 40).quantize(30)),
+        encoded(picture(19, 40, mode="RGBA")),
+    ]  # fmt: skip
+    texts = ["a red cube", "a blue ball", "a red cube", "", "word " * 40]
     with torch.no_grad():
-        pixels = torch.stack([preprocess(Image.open(io.BytesIO(p)).convert("RGB")) for p in pictures])
+        pixels = torch.stack([preprocess(Image.open(io.BytesIO(p))) for p in pictures])
         image = model.eval().encode_image(pixels, normalize=True).numpy()
         text = model.encode_text(tokenizer(texts), normalize=True).numpy()
     np.testing.assert_allclose(encoder.images(pictures, batch_size=1), image, atol=1e-5)
     np.testing.assert_allclose(encoder.texts(texts, batch_size=2), text, atol=1e-5)
+    assert encoder.images([]).shape == encoder.texts([]).shape == (0, 16)
+
+
+def test_equal_texts_are_encoded_once_and_no_row_is_lost(folder: Path) -> None:
+    encoder = Encoder(f"local-dir:{folder}")
+    texts = [f"text {'and more ' * (i % 5)}{i % 13}" for i in range(200)]
+    with torch.no_grad():
+        full_length = encoder.model.encode_text(encoder.tokens(texts), normalize=True).numpy()
+    rows = []
+    hook = encoder.model.token_embedding.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape))
+    vectors = encoder.texts(texts, batch_size=4)
+    hook.remove()
+    assert sum(n for n, _ in rows) == len(set(texts))
+    assert len({length for _, length in rows}) > 1  # short ones are cut shorter
+    assert max(n * length for n, length in rows) <= 4 * 12
+    np.testing.assert_allclose(vectors, full_length, atol=1e-5)
+
+
+def test_memory_for_fewer_texts_than_thought(folder: Path) -> None:
+    encoder = Encoder(f"local-dir:{folder}")
+    texts = [f"text {'and more ' * (i % 5)}{i}" for i in range(60)]
+    expected = encoder.texts(texts)
+
+    def full(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        if args[0].numel() > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder.model.token_embedding.register_forward_pre_hook(full)
+    np.testing.assert_allclose(encoder.texts(texts), expected, atol=1e-6)
 
 
 def test_card_says_what_was_loaded(folder: Path) -> None:
@@ -68,12 +90,20 @@ def test_one_changed_weight_is_another_encoder(folder: Path) -> None:
     assert Encoder(f"local-dir:{folder}").card.weights_sha256 != before.weights_sha256
 
 
+def test_the_decoder_alone_gives_the_encoders_pixels(folder: Path) -> None:
+    encoder, data = Encoder(f"local-dir:{folder}"), encoded(picture(37, 53))
+    alone = pickle.loads(pickle.dumps(encoder.decoder))
+    np.testing.assert_array_equal(alone(data), encoder.decode(data))
+    with pytest.raises(Undecodable):
+        encoder.images([data, data[:40]])
+
+
 @pytest.mark.parametrize("spec", ["ViT-B-32", "no-such-model:laion", "local-dir:/no/such/folder"])
 def test_what_cannot_be_loaded_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError):
         Encoder(spec)
 
 
-def test_half_precision_is_refused_on_cpu() -> None:
+def test_half_precision_is_refused_on_cpu(folder: Path) -> None:
     with pytest.raises(UsageError, match="GPU"):
-        pick_dtype("bfloat16", torch.device("cpu"))
+        Encoder(f"local-dir:{folder}", precision="bfloat16")
