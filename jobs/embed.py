@@ -25,6 +25,9 @@ _DECODERS = 4
 """Decoding workers for each that has a GPU."""
 _HANDED_BYTES = 128 << 20
 """Pixels of a shard that goes from a decoding worker to one with the model."""
+_SHARDS_EACH = 4
+"""Shards for every worker, at least; each of _SMALL_SHARD pairs, at least."""
+_SMALL_SHARD = 64
 _MARKED_AT_ONCE = 10_000
 """Undecodable images marked in one commit, which rewrites the files that they are in."""
 
@@ -154,8 +157,10 @@ def _embed(tally: Tally, engine: Engine, planner: Planner, work: Work) -> None:
     with run.stage("embed"), Progress("embed", work.total, "images") as progress:
         if work.total:
             resources = Resources(workers=config.workers, gpus=config.gpus_per_worker)
-            decoders = _decoders(config, engine, resources)
-            size = min(config.shard_size, max(_HANDED_BYTES // (3 * side * side), 1)) if decoders else config.shard_size
+            slots = engine.slots(resources)
+            decoders = _decoders(config, slots)
+            most = max(_HANDED_BYTES // (3 * side * side), 1) if decoders else config.shard_size
+            size = min(most, _shard_size(config.shard_size, work.total, slots))
             prepare = (partial(DecodeWorker, order), Resources(workers=decoders)) if decoders else None
             # Should another run replace a row by an older image: the log tells that nothing newer was looked at.
             before = {name: max(tally.table.recorded(name), 0) for name in work.record}
@@ -166,10 +171,15 @@ def _embed(tally: Tally, engine: Engine, planner: Planner, work: Work) -> None:
     run.figures["pairs_per_second"] = run.counts["out"] / max(run.seconds["embed"], 1e-9)
 
 
-def _decoders(config: EmbedConfig, engine: Engine, resources: Resources) -> int:
+def _decoders(config: EmbedConfig, slots: int) -> int:
     if config.decoders is not None:
         return config.decoders
-    return _DECODERS * engine.slots(resources) if config.gpus_per_worker else 0
+    return _DECODERS * slots if config.gpus_per_worker else 0
+
+
+def _shard_size(most: int, images: int, slots: int) -> int:
+    """Pairs in a shard: fewer than asked where some of the workers would have nothing to do, or wait for the last."""
+    return min(most, max(-(-images // (_SHARDS_EACH * slots)), _SMALL_SHARD))
 
 
 # ---- scores ----------------------------------------------------------------------------------------

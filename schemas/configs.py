@@ -145,7 +145,7 @@ class EmbedConfig(JobConfig):
         description="MODEL[:PRETRAINED|:PATH] of open_clip, or the name of a CLIP trained in this workspace",
     )
     batch_size: int = Field(0, ge=0, description="images in one forward pass; 0: found by itself")
-    shard_size: int = Field(2048, ge=1, description="pairs in one shard, the unit of work and retry")
+    shard_size: int = Field(2048, ge=1, description="most pairs in one shard, the unit of work and retry")
     precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         "auto", description="float32 on CPU, bfloat16 or float16 on GPU; int8 (CPU) reports how far its vectors are off"
     )

@@ -135,7 +135,9 @@ class Embed:
         if self.reference is None:
             self.reference = rows
         other, most = same_rows(rows, self.reference)
-        return f"{other:,} rows with a vector that is not bit-equal, a number of them off by {most:.0e} at most"
+        return (
+            f"{other:,} rows with vectors that are not bit-equal, by {most:.0e} at most" if other else "all bit-equal"
+        )
 
 
 def save_clip(folder: Path, config: Mapping[str, Any], seed: int = 0) -> Path:

@@ -241,7 +241,8 @@ def begin(arguments: list[str]) -> subprocess.Popen[str]:
     """The command as a process of its own, on this session's Ray."""
     address = ray.get_runtime_context().gcs_address
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *arguments, "--address", address],
+        # A suite in the background of a script ignores Ctrl-C, and so would its children.
+        ["env", "--default-signal=INT", sys.executable, "-m", "jobs.cli", *arguments, "--address", address],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import torch
 import jobs.embed
 import jobs.encoders
 from jobs.base import execute
+from jobs.embed import _shard_size
 from jobs.embed_workers import EmbedWorker, Order
 from pipeline.embed.stage import IMAGE_COLUMNS, EmbedStage
 from pipeline.engine import Done, Engine
@@ -165,6 +166,14 @@ def test_decoded_beside_the_model_and_a_worker_that_dies(
     assert (ws / "died").exists()
     assert run.counts == {"in": 31, "out": 30, "failed": 1} and run.figures["quarantined"] == []
     check(ws, encoder, [image_row(n) for n in range(30)])
+
+
+@pytest.mark.parametrize(
+    ("most", "images", "slots", "expected"),
+    [(2048, 2000, 2, 250), (2048, 10, 4, 64), (8, 1000, 1, 8), (100, 10**6, 8, 100)],
+)
+def test_small_runs_are_shared_by_all_workers(most: int, images: int, slots: int, expected: int) -> None:
+    assert _shard_size(most, images, slots) == expected
 
 
 def test_nothing_to_do_costs_no_model(ws: Path, clip: Path) -> None:
