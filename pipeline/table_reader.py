@@ -110,6 +110,13 @@ class TableReader:
         table = self.open(version)
         return set() if table is None else {action["path"] for action in actions(table)}
 
+    def seen_paths(self, version: int) -> set[str]:
+        """:meth:`paths` of an earlier version; none for -1, or for one which the log no longer holds."""
+        try:
+            return self.paths(version) if version >= 0 else set()
+        except WorkspaceError:
+            return set()
+
     # -- rows ----------------------------------------------------------------------------------------
 
     def read(

@@ -111,7 +111,7 @@ def _load(
 ) -> None:
     """``image(pair_key, sha, h, run, new)``: what is ok. ``h``: null where it says nothing. ``old``: the marks."""
     db.execute("CREATE TABLE image (pair_key BIGINT, sha VARCHAR, h BIGINT, run VARCHAR, new BOOLEAN)")
-    before = _paths(images, examined)
+    before = images.seen_paths(examined)
     files = images.paths(version)
     for chosen, new in ((files & before, False), (files - before, True)):
         db.register("batches", images.batches(_COLUMNS, version, chosen))
@@ -134,15 +134,6 @@ def _load(
         WHERE o.kept_key NOT IN (SELECT pair_key FROM old)
         AND CASE o.kind WHEN 'exact' THEN x.sha = k.sha AND o.distance = 0
             ELSE x.sha <> k.sha AND o.distance <= getvariable('near') AND bit_count(xor(x.h, k.h)) = o.distance END""")
-
-
-def _paths(images: Table, version: int) -> set[str]:
-    if version < 0:
-        return set()
-    try:
-        return images.paths(version)
-    except WorkspaceError:  # a version which the log no longer holds
-        return set()
 
 
 def _order(db: duckdb.DuckDBPyConnection) -> None:

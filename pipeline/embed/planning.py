@@ -95,7 +95,7 @@ class Planner:
         self._db.execute("CREATE OR REPLACE TABLE work (file INTEGER, pair_key BIGINT, changed BOOLEAN)")
         if version == examined:
             return Work(0, 0, record)
-        self._load(images, embeddings, version, images.paths(version) - _paths(images, examined))
+        self._load(images, embeddings, version, images.paths(version) - images.seen_paths(examined))
         if examined < 0 and self._one("SELECT count(*) FROM image") == 0:
             raise NothingToDo(
                 "there are no images to embed",
@@ -178,15 +178,6 @@ class Planner:
 
     def _one(self, query: str) -> int:
         return int(self._db.execute(query).fetchall()[0][0])
-
-
-def _paths(images: Table, version: int) -> set[str]:
-    if version < 0:
-        return set()
-    try:
-        return images.paths(version)
-    except WorkspaceError:  # a version which the log no longer holds
-        return set()
 
 
 def _cut(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
