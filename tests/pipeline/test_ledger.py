@@ -108,6 +108,7 @@ def test_the_error_of_a_failed_run_is_kept(workspace: Workspace) -> None:
 
 
 def test_control_c(workspace: Workspace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the suite runs in a script's background
     run = new_run(workspace)
     with pytest.raises(KeyboardInterrupt), run:
         run.append("pairs", pairs([1]))
