@@ -88,7 +88,7 @@ FIGURES: dict[str, str] = {
     "`batch_size`, `quarantined`, and with `--precision int8` its `int8_cosine`.",
     "semdedup": "`encoder`, `clusters`, `largest_cluster`, `marked`, `kept`.",
     "index": "`version`, `count`, and for each modality `image_...` and `text_...`: `factory`, `recall_at_1`, "
-    "`recall_at_10`, `ms_per_query`, `bytes`.",
+    "`recall_at_10`, `ms_per_query`, `bytes`; `without_both_vectors` where rows are left out for that; `audit`.",
     "query": "`encoder`, `version`, `modality`, and `results`: a list of `query`, `rank`, `similarity`, `pair_key`, "
     "`caption`, `url`, `width`, `height` (with `--queries`, a Parquet file instead).",
     "train": "`model` (name and weights' digest), `metrics` (the last line of `metrics.jsonl`), `step`.",

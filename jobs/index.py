@@ -151,6 +151,7 @@ def _read(run: Run, encoder: str, version: int) -> tuple[Keys, dict[str, Vectors
     if np.array_equal(image_keys, text_keys):
         return image_keys, {m: v for m, (_, v) in found.items()}
     keys, image, text = np.intersect1d(image_keys, text_keys, assume_unique=True, return_indices=True)
+    run.figures["without_both_vectors"] = len(image_keys) + len(text_keys) - 2 * len(keys)
     return keys, {"image": found["image"][1][image], "text": found["text"][1][text]}
 
 

@@ -158,7 +158,7 @@ class Table(TableReader):
     def swap(self, files: Sequence[str], part: Part, run: str) -> int:
         """Put ``part`` in the place of files with the same keys, in one transaction. Returns how many rows went in.
 
-        None, where the table no longer holds all of these files: what came instead of them stays.
+        0, where the table no longer holds all of these files: what came instead of them stays.
         """
 
         def write(table: DeltaTable) -> int:
