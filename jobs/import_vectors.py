@@ -29,8 +29,6 @@ UNIT = 2e-3
 """How far from 1 the length of a unit vector in float16 may be."""
 AGREES = 0.999
 _ZERO = 1e-6
-_SAME_SIMILARITY = 2e-3
-"""How far the metadata's similarity may be from that of the float16 vectors."""
 _AUDITED = 64
 _TOGETHER = 16
 """Parts in one commit."""
@@ -262,11 +260,11 @@ def embedding_rows(
     """Rows of the table embeddings; ``by``: encoder and run."""
     n, (encoder, run) = len(rows), by
     taken = pa.array(rows)
+    both = len(vectors) == 2
     similarity = pairs.similarity.take(taken)
-    if len(vectors) == 2:  # the metadata's may be another model's (LAION's are)
+    if both:
         made = np.einsum("nd,nd->n", *(v.astype(np.float32) for v in vectors.values())).astype(np.float32)
-        told = similarity.to_numpy(zero_copy_only=False).astype(np.float32)  # NaN where there is none
-        similarity = pa.array(np.where(np.abs(told - made) <= _SAME_SIMILARITY, told, made))
+        similarity = pc.coalesce(similarity, pa.array(made))
     return pa.table(
         {
             "pair_key": pairs.keys[rows],
