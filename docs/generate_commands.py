@@ -87,10 +87,15 @@ FIGURES: dict[str, str] = {
     "embed": "`encoder`, `dim`, `new`, `changed`, `rescored`, `pairs_per_second`, `images_encoded`, `texts_encoded`, "
     "`batch_size`, `quarantined`, and with `--precision int8` its `int8_cosine`.",
     "semdedup": "`encoder`, `clusters`, `largest_cluster`, `marked`, `kept`.",
-    "index": "`version`, `count`, and for each modality `image_...` and `text_...`: `factory`, `recall_at_1`, "
-    "`recall_at_10`, `ms_per_query`, `bytes`; `without_both_vectors` where rows are left out for that; `audit`.",
+    "index": "`version`, `count`, `deleted`, `added`, `removed`, `changed`, `rebuilt` (why, by modality), and for each "
+    "modality `image_...` and `text_...`: `factory`, `recall_at_1`, `recall_at_10`, `recall_at_100`, `ms_per_query`, "
+    "`bytes`; `audit`. With `--delete`: `deleted`, `already_deleted`, `deleted_keys`; "
+    "with `--rollback`: `rolled_back`.",
     "query": "`encoder`, `version`, `modality`, and `results`: a list of `query`, `rank`, `similarity`, `pair_key`, "
-    "`caption`, `url`, `width`, `height` (with `--queries`, a Parquet file instead).",
+    "`caption`, `url`, `width`, `height`, scores; with `--queries`, which writes a Parquet file instead, `questions`, "
+    "`already_there`, `rows`.",
+    "serve": "when it has ended: `url`, `host`, `port`, `replicas`, `indices` (encoder to version, at the start).",
+    "sql": "`columns`, `types`, `rows` (as many as `--limit`), `row_count`; without a query `tables`.",
     "train": "`model` (name and weights' digest), `metrics` (the last line of `metrics.jsonl`), `step`.",
     "generate": "`prompts`, `sampling`, `prior`, `decoder`, `encoder`, `images_per_second`, `quarantined`.",
     "evaluate": "`metrics`: `pairs`, `text_to_image`, `image_to_text`, `prior` (by name), `index` (by modality), "

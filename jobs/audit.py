@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.encoders import encoder_of
 from pipeline.audit import Standing, VectorCheck, again, compare_with_images, named
+from pipeline.encoders import encoder_of
 from pipeline.ledger import Run
 from pipeline.storage import write_atomic
 from schemas.cards import EncoderCard
@@ -37,14 +37,15 @@ Versions = dict[str, int | None]
 """Of the tables read; None where there is no table."""
 
 
-def audit(run: Run, card: EncoderCard, sample: int) -> None:
+def audit(run: Run, card: EncoderCard, sample: int, paths: set[str] | None = None) -> None:
     """Check one encoder's rows of the table embeddings, at the versions that ``run`` reads (or the newest).
 
     All rows: keys once, finite unit-norm vectors, and none of an image that is another one by now. Then ``sample``
     pairs, drawn by the tables' version, are embedded again from the stored images and captions: both vectors must
     agree with the stored ones (cosine of at least 0.999). Images without vectors, and vectors whose image is gone or no
     longer ok, are told in the run's figures. What has passed is noted under reports/audits, and not audited again
-    before a table changes.
+    before a table changes. ``paths``: files of embeddings whose vectors are looked at (those of the others passed an
+    earlier audit); None: all.
 
     Raises:
         AuditError: with the keys that are wrong; or the encoder cannot be loaded.
@@ -53,12 +54,13 @@ def audit(run: Run, card: EncoderCard, sample: int) -> None:
     path = run.workspace.reports_dir("audits") / f"{card.id}.json"
     asked = {"weights": card.weights_sha256, "versions": versions}
     before = json.loads(path.read_text()) if path.exists() else {}
-    if {name: before.get(name) for name in asked} == asked and before["asked"] >= sample:
+    passed = {name: before.get(name) for name in asked} == asked and before["asked"] >= sample
+    if passed and (before.get("whole", True) or paths is not None):
         run.figures["audit"] = before
         return
     at = {name: version if version >= 0 else None for name, version in versions.items()}
     with run.stage("audit"):
-        _check_all(run, card, at["embeddings"])
+        _check_all(run, card, at["embeddings"], paths)
         embeddings, images = (run.workspace.table(name) for name in _TABLES)
         standing = compare_with_images(embeddings, images, card.id, at)
         _check_changed(card, standing)
@@ -69,16 +71,17 @@ def audit(run: Run, card: EncoderCard, sample: int) -> None:
         "not_embedded": standing.missing, "without_image": len(standing.gone),
         "without_image_keys": standing.gone[:10].tolist(),
     }  # fmt: skip
-    write_atomic(path, json.dumps(asked | {"asked": sample, "run": run.id} | found, indent=2).encode())
+    note = asked | {"asked": sample, "whole": paths is None, "run": run.id} | found
+    write_atomic(path, json.dumps(note, indent=2).encode())
     run.figures["audit"] = found
     if len(standing.gone):
         print(f"audit: {len(standing.gone)} vectors without their image: {named(standing.gone)}", file=sys.stderr)
 
 
-def _check_all(run: Run, card: EncoderCard, version: int | None) -> None:
+def _check_all(run: Run, card: EncoderCard, version: int | None, paths: set[str] | None) -> None:
     check = VectorCheck(card.id)
     columns = ("pair_key", "encoder", "image_vec", "text_vec", "similarity")
-    for batch in run.workspace.table("embeddings").batches(columns, version):
+    for batch in run.workspace.table("embeddings").batches(columns, version, paths):
         rows = batch.filter(pc.equal(batch.column("encoder"), card.id))
         there = {m: np.asarray(rows.column(f"{m}_vec").is_valid()) for m in _MODALITIES}
         for has in ({"image", "text"}, {"image"}, {"text"}, set()):

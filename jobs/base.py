@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from pipeline.encoders import only_one
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from pipeline.workspace import Workspace
 from schemas import configs
 from schemas.configs import JobConfig
-from schemas.errors import ClipmillError, UsageError
+from schemas.errors import ClipmillError
 from schemas.settings import check_environment, load, variables
 
 C = TypeVar("C", bound=JobConfig)
@@ -114,11 +115,5 @@ def only_encoder(run: Run, name: str | None, known: Sequence[str], what: str) ->
     Raises:
         UsageError: none fits, or several do.
     """
-    found = [k for k in known if name is None or name == k or k.rsplit("-", 1)[0] == name]
-    if len(found) == 1:
-        return found[0]
-    raise UsageError(
-        f"which encoder's {what}?" if found else f"no {what} of {'any encoder' if name is None else name}",
-        expected="--encoder, one of: " + (", ".join(known) or "none"),
-        remedy=f"embed with it first: clipmill embed --encoder MODEL --workspace {run.workspace.root}",
-    )
+    remedy = f"embed with it first: clipmill embed --encoder MODEL --workspace {run.workspace.root}"
+    return only_one(name, known, what, remedy)

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from jobs.base import command
 from jobs.embed_workers import Asked, DecodeWorker, EmbedWorker, LabelWorker, Order, Result, ScoreWorker
-from jobs.encoders import card_of, check_card, forget_card, named, save_card, stamp_of
 from pipeline.embed.planning import Planner, Shard, Work
+from pipeline.encoders import card_of, check_card, forget_card, named, save_card, stamp_of
 from pipeline.engine import Done, Engine, Quarantined, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress

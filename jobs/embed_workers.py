@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.encoders import load_encoder
 from pipeline.embed.planning import Shard
 from pipeline.embed.scores import Classifier, Scores, score_fields
 from pipeline.embed.stage import IMAGE_COLUMNS, Decoded, DecodeStage, EmbedStage
+from pipeline.encoders import load_encoder
 from pipeline.tables import Part, Table
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.base import command, only_encoder
-from jobs.encoders import embedded_encoders, encoder_of, read_card
+from pipeline.encoders import embedded_encoders, encoder_of, read_card
 from pipeline.engine import Engine
 from pipeline.evaluate import (
     NO_LABEL,

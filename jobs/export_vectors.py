@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from jobs.base import only_encoder
-from jobs.encoders import embedded_encoders, read_card
+from pipeline.encoders import embedded_encoders, read_card
 from pipeline.export.files import is_local, output_error, remove_parts
 from pipeline.export.rows import is_in
 from pipeline.export.vectors import (

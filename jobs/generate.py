@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.base import command
-from jobs.encoders import encoder_of, load_encoder
 from jobs.prompts import read_texts
+from pipeline.encoders import encoder_of, load_encoder
 from pipeline.engine import Engine, Quarantined, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress

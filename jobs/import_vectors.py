@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from upath import UPath
 
-from jobs.encoders import load_encoder, save_card, stamp_of
+from pipeline.encoders import load_encoder, save_card, stamp_of
 from pipeline.export.rows import is_in
 from pipeline.ledger import Run
 from pipeline.progress import Progress

@@ -1,169 +1,266 @@
-"""index: embeddings of one encoder -> a new version of its FAISS indices, measured, then published."""
+"""index: embeddings of one encoder -> a new version of its FAISS indices and records, measured, then published.
+
+What changed since the published version is found from the tables' new files; only that is added and taken away, unless
+a limit says that the index is to be built anew.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from upath import UPath
 
 from jobs.audit import audit
 from jobs.base import command, only_encoder
-from jobs.encoders import embedded_encoders, read_card
+from jobs.index_build import Builder
+from jobs.index_changes import MODALITIES, Changes, Now, new_files
+from pipeline.encoders import embedded_encoders, read_card
 from pipeline.engine import Engine
-from pipeline.index import (
-    Keys,
-    Vectors,
-    add,
-    build,
-    choose_factory,
-    from_bytes,
-    keys_sha256,
-    measure,
-    read_keys,
-    to_bytes,
-    vectors_sha256,
-)
+from pipeline.index import Keys, copy_file, frontier, keys_sha256
+from pipeline.index.versions import discard, publish, published, rollback, vacuum
 from pipeline.ledger import Run
+from pipeline.plots import Axes, lines
+from pipeline.records import Records, compact, write_segment
 from pipeline.storage import write_atomic
-from pipeline.vectors import read_vectors
-from schemas.cards import EncoderCard, IndexCard, IndexFile
+from pipeline.tombstones import Tombstones
+from schemas.cards import EncoderCard, IndexCard, IndexFile, Segment
 from schemas.configs import IndexConfig
-from schemas.errors import GateRefused, NothingToDo
+from schemas.errors import CardError, NothingToDo, UsageError, WorkspaceError
 
-_GROWTH = 1.25
-"""An index is added to until it has grown by this factor; then its lists are trained anew."""
+_SEGMENTS = 8
+"""More segments of records than these are written as one."""
+_PLOT = "recall.png"
 
 
 def run(config: IndexConfig, run: Run, engine: Engine) -> None:
-    """The job's body: see :class:`IndexConfig`. Runs in the driver: FAISS uses all its cores by itself."""
+    """The job's body: see :class:`IndexConfig`. Runs in the driver, but for shards of very many vectors."""
     workspace = run.workspace.require()
+    if config.rollback or config.delete:
+        _by_hand(config, run)
+        return
+    if unknown := [m for m in config.modality if m not in MODALITIES]:
+        raise UsageError(f"no such modality: {', '.join(unknown)}", expected=" or ".join(MODALITIES))
     encoder = only_encoder(run, config.encoder, embedded_encoders(workspace), "embeddings")
     run.encoder = encoder
+    card, folder = read_card(workspace, encoder), workspace.index_dir(encoder)
     with run.stage("read"):
-        version = run.reads("embeddings")
-        keys, vectors = _read(run, encoder, version)
-    run.counts["in"] = run.counts["out"] = len(keys)
-    before = workspace.published_index(encoder)
-    digest = vectors_sha256(keys, *vectors.values())
-    wanted = set(config.modality)
-    same = before is not None and (before.keys_sha256, before.vectors_sha256) == (keys_sha256(keys), digest)
-    if before and same and not config.rebuild and wanted <= {f.modality for f in before.files}:
-        run.counts |= {"in": 0, "out": 0}
-        run.figures |= _figures(before)
+        versions = {name: run.reads(name) for name in ("embeddings", "images", "pairs")}
+        now = Now.of(workspace, card, versions, Tombstones(folder / "deleted").keys())
+        before = _before(config, folder)
+        records = Records.open(folder, before.segments, verify=False) if before else None
+        changes = Changes.since(before, records, now) if before and records else None
+    wanted = [m for m in config.modality if len(now.present[m])]
+    if not wanted:
+        raise NothingToDo(f"no vectors of {encoder} to index", remedy="clipmill embed first")
+    builder = Builder(config, run, engine, now)
+    if before and changes and not changes.something and all(builder.unchanged(m, before) for m in wanted):
+        run.figures |= _figures(before) | {"added": 0, "removed": 0, "changed": 0, "rebuilt": {}}
+        vacuum(folder, config.keep, _under_way(run))
         return
+    keys = np.unique(np.concatenate([now.present[m] for m in wanted]))
+    run.counts["in"] = run.counts["out"] = len(keys)
     run.begin()
-    encoder_card = read_card(workspace, encoder)
-    audit(run, encoder_card, config.audit)
-    name = run.id
-    files = []
-    for modality in config.modality:
-        with run.stage(modality):
-            files.append(_file(config, run, before, modality, keys, vectors, name))
-    card = IndexCard(
-        encoder=encoder_card,
-        version=name,
-        count=len(keys),
-        keys_sha256=keys_sha256(keys),
-        vectors_sha256=digest,
-        table_version=version,
-        files=tuple(files),
-        run=run.id,
-    )
-    folder = workspace.index_dir(encoder)
-    write_atomic(folder / name / "card.json", card.to_json().encode())
-    run.figures |= _figures(card)
-    low = [f for f in files if f.recall_at_10 < config.recall]
-    if low:
-        raise GateRefused(
-            f"the recall@10 of {', '.join(f.modality for f in low)} is too low to publish",
-            expected=f"at least {config.recall}",
-            actual=", ".join(f"{f.recall_at_10:.3f} ({f.factory})" for f in low),
-            remedy="use --factory auto or a finer one, or ask for less with --recall",
-        )
-    write_atomic(folder / "CURRENT", name.encode())
-    run.outputs["index"] = str(folder / name)
+    doubled = any((k[1:] == k[:-1]).any() for k in now.present.values())  # only an audit of all rows names them
+    audit(run, card, config.audit, new_files(before, now) if before and not doubled else None)
+    try:
+        new = _version(builder, wanted, before, changes, keys)
+    except Exception:
+        discard(folder, run.id)
+        raise
+    publish(folder, new)
+    run.outputs["index"] = str(folder / new.version)
+    run.figures["rebuilt"] = builder.rebuilt
+    run.figures |= _figures(new)
+    vacuum(folder, config.keep, _under_way(run))
 
 
-def _file(
-    config: IndexConfig, run: Run, before: IndexCard | None, modality: str, keys: Keys,
-    vectors: dict[str, Vectors], name: str,
-) -> IndexFile:  # fmt: skip
-    """Build or extend one modality's index, measure it and write it."""
-    own, other = vectors[modality], vectors["text" if modality == "image" else "image"]
-    factory = choose_factory(len(keys), own.shape[1]) if config.factory == "auto" else config.factory
-    index = None if config.rebuild else _extended(run, before, modality, factory, keys, vectors)
-    if index is None:
-        index = build(keys, own, factory)
-    rng = np.random.default_rng(0)
-    held_out = rng.permutation(len(keys))[: config.queries]
-    # The other modality's vectors are never in this index: real queries, and held out.
-    measured = measure(index, factory, keys, own, other[held_out].astype(np.float32), config.recall)
-    data = to_bytes(index)
-    path = f"{modality}.faiss"
-    write_atomic(run.workspace.index_dir(run.encoder or "") / name / path, data)
-    return IndexFile(
-        path=path,
-        modality=modality,
-        factory=factory,
-        count=int(index.ntotal),
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        recall_at_1=measured.recall_at_1,
-        recall_at_10=measured.recall_at_10,
-        ms_per_query=measured.ms_per_query,
-        search=measured.search,
-    )
-
-
-def _extended(
-    run: Run, before: IndexCard | None, modality: str, factory: str, keys: Keys, vectors: dict[str, Vectors]
-) -> Any | None:
-    """The published index with the new keys added, or None where it must be built anew."""
-    if before is None or modality not in {f.modality for f in before.files}:
-        return None
-    old = before.file(modality)
-    if old.factory != factory or len(keys) > _GROWTH * old.count or len(keys) < old.count:
-        return None
-    path = run.workspace.index_dir(before.encoder.id) / before.version / old.path
-    index = from_bytes(path.read_bytes(), old.sha256, str(path))
-    known = read_keys(index)
-    new = ~np.isin(keys, known)
-    if int(new.sum()) != len(keys) - len(known):  # something was deleted
-        return None
-    if before.vectors_sha256 != vectors_sha256(keys[~new], *(v[~new] for v in vectors.values())):  # or embedded again
-        return None
-    add(index, keys[new], vectors[modality][new])
-    return index
-
-
-def _read(run: Run, encoder: str, version: int) -> tuple[Keys, dict[str, Vectors]]:
-    """Keys int64[N] and float16 [N, D] vectors of both modalities of one encoder, where there are both.
+def _before(config: IndexConfig, folder: UPath) -> IndexCard | None:
+    """The published version to go on from; None where all is to be made anew.
 
     Raises:
-        NothingToDo: there are none of one modality.
+        CardError: its card is damaged.
     """
-    table = run.workspace.table("embeddings")
-    found = {m: read_vectors(table, encoder, m, version=version) for m in ("image", "text")}
-    (image_keys, _), (text_keys, _) = found.values()
-    if np.array_equal(image_keys, text_keys):
-        return image_keys, {m: v for m, (_, v) in found.items()}
-    keys, image, text = np.intersect1d(image_keys, text_keys, assume_unique=True, return_indices=True)
-    run.figures["without_both_vectors"] = len(image_keys) + len(text_keys) - 2 * len(keys)
-    return keys, {"image": found["image"][1][image], "text": found["text"][1][text]}
+    if config.rebuild:
+        return None
+    card = published(folder)
+    return card if card is not None and card.segments else None
+
+
+def _version(
+    builder: Builder, wanted: Sequence[str], before: IndexCard | None, changes: Changes | None, keys: Keys
+) -> IndexCard:
+    """Write everything of a new version but its card, which is returned.
+
+    Raises:
+        GateRefused: the recall of a modality is too low.
+    """
+    run, now, folder = builder.run, builder.now, builder.folder
+    if before is None or changes is None:
+        why = "asked" if builder.config.rebuild else "first"
+        files = [_timed(builder, m, lambda m: builder.build(m, why)) for m in wanted]
+        with run.stage("records"):
+            segments: tuple[Segment, ...] = (write_segment(folder, now.records(now.keys()), run.id),)
+        run.figures |= {"added": len(keys), "removed": 0, "changed": 0}
+    else:
+        with run.stage("records"):
+            segments, fresh = _grown(builder, before, changes)
+        files = [_timed(builder, m, lambda m: builder.update(m, before, changes, fresh)) for m in wanted]
+        changed = np.union1d(*(changes.changed(m) for m in MODALITIES))
+        run.figures |= {"added": len(changes.new_keys), "removed": len(changes.gone_keys), "changed": len(changed)}
+    _draw(folder, before, files, run.id)
+    return IndexCard(
+        encoder=now.encoder,
+        version=run.id,
+        count=len(keys),
+        deleted=sum(f.deleted for f in files),
+        keys_sha256=keys_sha256(keys),
+        table_version=now.versions["embeddings"],
+        images_version=now.versions["images"],
+        files=tuple(files),
+        segments=segments,
+        previous=_name(folder),
+        run=run.id,
+    )
+
+
+def _timed(builder: Builder, modality: str, make: Any) -> IndexFile:
+    with builder.run.stage(modality):
+        made: IndexFile = make(modality)
+        return made
+
+
+def _grown(builder: Builder, before: IndexCard, changes: Changes) -> tuple[tuple[Segment, ...], Records | None]:
+    """The version's segments with one of the rows that changed; and the records of that one, to take vectors from."""
+    folder, name = builder.folder, builder.run.id
+    try:
+        new = write_segment(folder, changes.rows, name)
+    except NothingToDo:
+        return before.segments, None
+    segments = (*before.segments, new)
+    fresh = Records.open(folder, [new], verify=False)
+    if len(segments) > _SEGMENTS:
+        segments = (compact(folder, segments, f"{name}-compact"),)
+    return segments, fresh
+
+
+def _name(folder: UPath) -> str | None:
+    """The version that CURRENT names, readable or not."""
+    current = folder / "CURRENT"
+    return current.read_text().strip() or None if current.exists() else None
+
+
+def _draw(folder: UPath, before: IndexCard | None, files: Sequence[IndexFile], version: str) -> None:
+    """The plot of recall against latency; where nothing was tuned, that of the version before."""
+    if before is not None and [f.curve for f in before.files] == [f.curve for f in files]:
+        with suppress(WorkspaceError):
+            copy_file(folder / before.version / _PLOT, folder / version / _PLOT)
+            return
+    write_atomic(folder / version / _PLOT, _plot(files))
+
+
+def _plot(files: Sequence[IndexFile]) -> bytes:
+    curves = {}
+    for file in files:
+        points = frontier(file.curve)
+        curves[file.modality] = [p.ms_per_query for p in points], [p.recall_at_10 for p in points]
+    axes = Axes("recall against latency", "ms a query, one thread", "recall@10", log_x=True, marks=True)
+    return lines(curves, axes)
+
+
+# ---- by hand ---------------------------------------------------------------------------------------
+
+
+def _by_hand(config: IndexConfig, run: Run) -> None:
+    """``--rollback``, or ``--delete``."""
+    workspace = run.workspace
+    if config.rollback and config.delete:
+        raise UsageError("--rollback and --delete are two commands", remedy="give them one after the other")
+    encoder = only_encoder(run, config.encoder, workspace.indexed_encoders(), "index")
+    run.encoder, folder = encoder, workspace.index_dir(encoder)
+    if config.rollback:
+        run.begin()
+        card = rollback(folder)
+        run.figures |= _figures(card) | {"rolled_back": True}
+        run.outputs["index"] = str(folder / card.version)
+        return
+    keys = np.unique(np.concatenate([_listed(item) for item in config.delete]))
+    tombstones = Tombstones(folder / "deleted")
+    new = np.setdiff1d(keys, tombstones.keys())
+    run.counts |= {"in": len(keys), "out": len(keys)}
+    run.begin()
+    tombstones.add(new)
+    run.figures |= {"deleted": len(new), "already_deleted": len(keys) - len(new), "deleted_keys": tombstones.count}
+    with suppress(CardError):  # what is deleted is so, whatever became of the index
+        _, card = load_published(run, encoder)
+        known = Records.open(folder, card.segments, verify=False).known(keys)
+        run.figures |= {"version": card.version, "not_indexed": int((~known).sum())}
+
+
+def _listed(item: str) -> Keys:
+    """A key, or those of a file: .npy, .parquet with a column pair_key, or text with a key on each line.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        if item.isdigit():
+            return np.array([int(item)], np.int64)
+        path = Path(item)
+        if path.suffix == ".npy":
+            found = np.load(path, allow_pickle=False)
+        elif path.suffix == ".parquet":
+            found = pq.read_table(path, columns=["pair_key"])["pair_key"].to_numpy()
+        else:
+            lines_ = [line.strip() for line in path.read_text().splitlines()]
+            found = np.array([int(line) for line in lines_ if line and line != "pair_key"], np.int64)
+        if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any():
+            raise ValueError(f"{found.dtype} {list(found.shape)}")
+    except (OSError, ValueError, OverflowError, KeyError) as exc:
+        raise UsageError(
+            f"--delete {item}: no key and no file of keys",
+            expected="pair_keys: numbers, or files .npy, .parquet (column pair_key), or text with one a line",
+            actual=str(exc),
+        ) from exc
+    return np.asarray(found, np.int64)
+
+
+# ---- about the published version -------------------------------------------------------------------
+
+
+def _under_way(run: Run) -> set[str]:
+    """Runs that may be writing a version now: this one, and others that have neither ended nor been killed."""
+    columns = ["run", "host", "pid", "outcome", "job"]
+    rows = run.workspace.table("runs").read(columns, (pc.field("outcome") == "running") & (pc.field("job") == "index"))
+    here = socket.gethostname()
+    return {run.id} | {r["run"] for r in rows.to_pylist() if r["host"] != here or _alive(r["pid"])}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _figures(card: IndexCard) -> dict[str, Any]:
+    names = ("factory", "count", "deleted", "recall_at_1", "recall_at_10", "recall_at_100", "ms_per_query", "bytes")
     return {
         "version": card.version,
         "count": card.count,
-        **{
-            f"{f.modality}_{name}": getattr(f, name)
-            for f in card.files
-            for name in ("factory", "recall_at_1", "recall_at_10", "ms_per_query", "bytes")
-        },
+        "deleted": card.deleted,
+        **{f"{f.modality}_{name}": getattr(f, name) for f in card.files for name in names},
     }
 
 
@@ -172,6 +269,7 @@ def load_published(run: Run, encoder: str) -> tuple[EncoderCard, IndexCard]:
 
     Raises:
         NothingToDo: nothing is published for this encoder.
+        CardError: its card is damaged.
     """
     card = run.workspace.published_index(encoder)
     if card is None:

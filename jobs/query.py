@@ -1,135 +1,143 @@
-"""query: search a published index by text, image, key or vector; one question, or a file of them."""
+"""query: search a published index by text, image, key, vector or a mix of them; one question, or a file of them."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from jobs.base import command, only_encoder
-from jobs.encoders import encoder_of
-from jobs.index import load_published
-from jobs.prompts import read_texts
+from jobs.base import command
+from jobs.fetching import clean_image, fetch_image, read_image
+from pipeline.collection import Collection, Results, term
+from pipeline.collection.terms import invalid
 from pipeline.engine import Engine
-from pipeline.index import Keys, from_bytes, search
 from pipeline.ledger import Run
-from pipeline.predicate import matching_keys
-from pipeline.sheets import contact_sheet
-from schemas.cards import EncoderCard
+from pipeline.sheets import one_line
 from schemas.configs import QueryConfig
 from schemas.errors import UsageError
-from schemas.vectors import normalise, unpack
+from schemas.questions import Question, Term
 
-_COLUMNS = ["pair_key", "caption", "url", "width", "height"]
+_WEIGHTED = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(.+)", re.DOTALL)
+_VERIFIED = 8 << 30
+"""Bytes of an index that are compared with their digests before one question; of a larger one the sizes alone."""
+_SHOWN = 300
+"""Characters of a caption; the terminal's width cuts it further."""
 
 
 def run(config: QueryConfig, run: Run, engine: Engine) -> None:
     """The job's body: see :class:`QueryConfig`. Reads only."""
-    workspace = run.workspace.require()
-    encoder = only_encoder(run, config.encoder, workspace.indexed_encoders(), "index")
-    encoder_card, card = load_published(run, encoder)
-    file = card.file(config.modality)
     with run.stage("load"):
-        path = workspace.index_dir(encoder) / card.version / file.path
-        index = from_bytes(path.read_bytes(), file.sha256, str(path))
+        fetch = partial(fetch_image, allow_hosts=config.allow_hosts)
+        collection = Collection(run.workspace, config.encoder, fetch=fetch, clean=clean_image, verify=_VERIFIED)
+    run.figures |= {
+        "encoder": collection.encoder_id, "version": collection.card.version, "modality": config.modality,
+    }  # fmt: skip
+    if config.queries is not None:
+        from jobs.query_many import run_many
+
+        run_many(config, run, engine, collection)
+        return
+    question, words = asked(config, collection.dim)
     with run.stage("encode"):
-        questions, vectors = _questions(config, run, encoder_card)
-    only = _selected(run, config.where, encoder) if config.where else None
+        vector = collection.vector_of(question)
     with run.stage("search"):
-        k = min(config.k, max(len(only) if only is not None else file.count, 1))
-        similarity, keys = search(index, vectors, k, file.search, only)
-    run.counts |= {"in": len(questions), "out": len(questions)}
-    results = _results(run, questions, similarity, keys)
-    if config.queries:
-        pq.write_table(pa.Table.from_pylist(results), config.output)
-        run.outputs["results"] = config.output
-    else:
-        run.figures["results"] = results
-        _show(results)
-    run.figures |= {"encoder": encoder, "version": card.version, "modality": config.modality}
+        k = collection.over_fetch(question)
+        similarity, keys = collection.search_vectors(vector[None], k, question.modality, question.where)
+        results = collection.finish(question, vector, similarity[0], keys[0])
+    run.counts |= {"in": 1, "out": 1}
+    run.figures["results"] = [{"query": words, **row} for row in results.rows()]
+    show(results)
     if config.sheet:
-        _sheet(run, config.sheet, results)
+        run.outputs["sheet"] = str(Results(results.table, words, collection.images).sheet(config.sheet))
 
 
-def _questions(config: QueryConfig, run: Run, card: EncoderCard) -> tuple[list[str], NDArray[np.float32]]:
-    """What is asked, in words, and as unit-norm vectors [Q, D]."""
-    if config.vector is not None:
-        return [config.vector], _vector(config.vector, card.dim)
-    if config.key is not None:
-        where = (pc.field("pair_key") == config.key) & (pc.field("encoder") == card.id)
-        rows = run.workspace.table("embeddings").read([f"{config.modality}_vec"], where)
-        if rows.num_rows == 0:
-            raise UsageError(f"no embedding of key {config.key} by {card.id}")
-        return [str(config.key)], unpack(rows.column(0), card.dim).astype(np.float32)
-    encoder = encoder_of(run.workspace, card)
-    if config.image is not None:
-        try:
-            return [config.image], encoder.images([Path(config.image).read_bytes()])
-        except OSError as exc:
-            raise UsageError(f"--image {config.image} is no readable image", actual=str(exc)) from exc
-    texts = read_texts(config.queries, config.query_col) if config.queries else [config.text or ""]
-    return texts, encoder.texts(texts)
+def asked(config: QueryConfig, dim: int) -> tuple[Question, str]:
+    """The question of a command line, and it in words.
+
+    Raises:
+        UsageError: a file that cannot be read, a key that is no number, a vector that does not fit.
+    """
+    given = list(_given(config, dim))
+    try:
+        question = Question(terms=tuple(t for t, _ in given), **settings(config))
+    except ValidationError as exc:
+        raise invalid(exc) from exc
+    return question, " + ".join(words for _, words in given)
 
 
-def _vector(file: str, dim: int) -> NDArray[np.float32]:
+def settings(config: QueryConfig) -> dict[str, Any]:
+    """What a Question is told beside its terms."""
+    names = ("k", "modality", "where", "threshold", "unique", "diversity")
+    return {name: getattr(config, name) for name in names}
+
+
+def negative(config: QueryConfig) -> Iterator[tuple[Term, str]]:
+    """The terms of ``--without``, with their words."""
+    for item in config.without:
+        weight, text = weighted(item)
+        yield term("text", text, -weight), f"{-weight:g}*{text}"
+
+
+def weighted(item: str) -> tuple[float, str]:
+    """``0.5*red`` -> 0.5 and ``red``; without a number and a star before it the weight is 1.
+
+    (A text that begins with a number and a star needs a weight before: ``1*2*3 tiles``.)
+    """
+    found = _WEIGHTED.fullmatch(item)
+    return (float(found[1]), found[2]) if found else (1.0, item)
+
+
+def _given(config: QueryConfig, dim: int) -> Iterator[tuple[Term, str]]:
+    make: dict[str, Callable[[str], Any]] = {
+        "text": str,
+        "image": partial(read_image, allow_hosts=config.allow_hosts),
+        "key": _key,
+        "vector": partial(_vector, dim=dim),
+    }
+    for what, of in make.items():
+        for item in getattr(config, what):
+            weight, value = weighted(item)
+            yield term(what, of(value), weight), value if weight == 1 else f"{weight:g}*{value}"
+    yield from negative(config)
+
+
+def _key(value: str) -> int:
+    if not re.fullmatch(r"\s*\d{1,19}\s*", value) or int(value) >= 2**63:
+        raise UsageError(f"--key {value} is no pair_key", expected="a number from 0 to 2^63 - 1")
+    return int(value)
+
+
+def _vector(file: str, dim: int) -> Any:
     try:
         vector = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, EOFError) as exc:
         raise UsageError(f"--vector {file} is no readable .npy file", actual=str(exc)) from exc
-    if vector.shape not in ((dim,), (1, dim)) or not np.isfinite(vector.astype(np.float32)).all():
-        raise UsageError(f"--vector {file} does not fit", expected=f"[{dim}] finite numbers", actual=str(vector.shape))
-    return normalise(vector.reshape(1, dim))
+    if vector.shape not in ((dim,), (1, dim)) or vector.dtype.kind not in "fiu":
+        raise UsageError(
+            f"--vector {file} does not fit", expected=f"[{dim}] numbers", actual=f"{vector.dtype} {list(vector.shape)}"
+        )
+    return vector
 
 
-def _selected(run: Run, where: str, encoder: str) -> Keys:
-    """Keys of this encoder's embeddings for which the predicate is true."""
-    table = run.workspace.table("embeddings")
-    scores = [name for name in table.columns() if name == "similarity" or name not in table.spec.schema.names]
-    own = table.read(["pair_key", *scores], pc.field("encoder") == encoder)
-    rows = run.workspace.table("images").read(_COLUMNS).join(own, "pair_key", join_type="inner")
-    return matching_keys(rows, where)
-
-
-def _results(run: Run, questions: list[str], similarity: NDArray[np.float32], keys: Keys) -> list[dict[str, Any]]:
-    wanted = pa.array(np.unique(keys[keys >= 0]))
-    rows = run.workspace.table("images").read(_COLUMNS, pc.field("pair_key").isin(wanted)).to_pylist()
-    known = {row["pair_key"]: row for row in rows}
-    return [
-        {
-            "query": question,
-            "rank": rank + 1,
-            "similarity": float(s),
-            **known.get(int(key), {"pair_key": int(key)}),
-        }
-        for question, scores, found in zip(questions, similarity, keys, strict=True)
-        for rank, (s, key) in enumerate(zip(scores, found, strict=True))
-        if key >= 0
-    ]
-
-
-def _show(results: list[dict[str, Any]]) -> None:
-    table = RichTable("rank", "similarity", "caption", "pair_key", box=None)
-    for row in results:
-        table.add_row(str(row["rank"]), f"{row['similarity']:.3f}", row.get("caption", ""), str(row["pair_key"]))
-    Console(stderr=True).print(table)
-
-
-def _sheet(run: Run, path: str, results: list[dict[str, Any]]) -> None:
-    keys = [r["pair_key"] for r in results]
-    rows = run.workspace.table("images").read(["pair_key", "image"], pc.field("pair_key").isin(keys)).to_pylist()
-    images = {row["pair_key"]: row["image"] for row in rows}
-    labels = [f"{r['similarity']:.2f} {r.get('caption', '')}" for r in results]
-    Path(path).write_bytes(contact_sheet([images.get(k) for k in keys], labels))
-    run.outputs["sheet"] = path
+def show(results: Results, console: Console | None = None) -> None:
+    """A table on the terminal, a line a result: what a caption holds cannot break it."""
+    table = RichTable(box=None, expand=True)
+    for name in ("rank", "similarity", "pair_key"):
+        table.add_column(name, no_wrap=True, justify="right")
+    table.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in results.rows():
+        # The caption comes last: one that is written from right to left turns nothing else round.
+        caption = Text(one_line(row["caption"] or "")[:_SHOWN], no_wrap=True, overflow="ellipsis")
+        table.add_row(str(row["rank"]), f"{row['similarity']:.3f}", str(row["pair_key"]), caption)
+    (console or Console(stderr=True)).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from jobs.base import command
-from jobs.encoders import embedded_encoders
+from pipeline.encoders import embedded_encoders
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from schemas.configs import StatusConfig

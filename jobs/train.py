@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.audit import audit
 from jobs.base import command, only_encoder
-from jobs.encoders import embedded_encoders, encoder_of, read_card
+from pipeline.encoders import embedded_encoders, encoder_of, read_card
 from pipeline.engine import Engine, Rank, Resources
 from pipeline.ledger import Run
 from pipeline.progress import Progress
@@ -230,7 +230,7 @@ def _write(kind: str, config: Any, fitted: Any) -> Result:
 
 def _own_encoder(workspace: Workspace, name: str) -> EncoderCard:
     """The card of a CLIP just trained, from what really loads."""
-    from jobs.encoders import local_folder
+    from pipeline.encoders import local_folder
     from pipeline.models.encoder import Encoder
 
     return Encoder(f"local-dir:{local_folder(str(workspace.model_dir('clip', name)))}", name=name).card

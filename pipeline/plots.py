@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -24,17 +25,26 @@ class Axes:
     x: str
     y: str
     log_y: bool = False
+    log_x: bool = False
     ticks: tuple[float, ...] = ()
     share: bool = False
     """y is a share: the axis runs from 0 to 1."""
+    marks: bool = False
+    """Every point is marked, however many there are."""
 
 
 def lines(curves: Curves, axes: Axes) -> bytes:
     """Named curves, each (x, y), in one picture."""
     figure, area = plt.subplots(figsize=(4.8, 3.0), dpi=120)
     for name, (x, y) in curves.items():
-        area.plot(x, y, label=name, linewidth=1.6, marker="o" if len(x) < 20 else "", markersize=3)
-    area.set(title=axes.title, xlabel=axes.x, ylabel=axes.y, yscale="log" if axes.log_y else "linear")
+        marker = "o" if len(x) < 20 or axes.marks else ""
+        area.plot(x, y, label=name, linewidth=1.6, marker=marker, markersize=3)
+    scale = {True: "log", False: "linear"}
+    area.set(title=axes.title, xlabel=axes.x, ylabel=axes.y, xscale=scale[axes.log_x], yscale=scale[axes.log_y])
+    if axes.log_x:
+        area.xaxis.set_major_formatter("{x:g}")
+        within = all(max(x) < 10 * min(x) for x, _ in curves.values())  # no power of ten inside: the steps are told
+        area.xaxis.set_minor_formatter("{x:g}" if within else NullFormatter())
     if axes.ticks:
         area.set_xticks(axes.ticks, [f"{t:g}" for t in axes.ticks])
     if axes.share:

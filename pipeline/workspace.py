@@ -108,8 +108,12 @@ class Workspace:
             return None
         card = folder / current.read_text().strip() / "card.json"
         if not card.exists():
-            raise CardError(f"{current} names a version which is not there", expected=str(card))
-        return IndexCard.from_json(card.read_text(), str(card))
+            raise CardError(
+                f"{current} names a version which is not there",
+                expected=str(card),
+                remedy="build it again: clipmill index --rebuild",
+            )
+        return IndexCard.from_json(card.read_bytes(), str(card))
 
     def indexed_encoders(self) -> list[str]:
         folder = self.root / "indices"

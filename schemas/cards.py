@@ -66,19 +66,42 @@ class EncoderCard(Card):
         )
 
 
+class Point(Card):
+    """What one setting of the search reaches: a point of the plot of recall against latency."""
+
+    search: dict[str, int] = Field(description="search-time parameters, e.g. nprobe")
+    recall_at_1: float
+    recall_at_10: float
+    recall_at_100: float = Field(description="0: not measured")
+    ms_per_query: float
+
+
 class IndexFile(Card):
     """One FAISS file of an index version, with what was measured on it."""
 
     path: str
     modality: str = Field(pattern="^(image|text)$")
     factory: str = Field(description="FAISS factory string")
-    count: int
+    count: int = Field(description="vectors that a search can find")
+    deleted: int = Field(0, description="vectors still in the file that no search finds: its tombstones")
     bytes: int
     sha256: str
     recall_at_1: float
     recall_at_10: float = Field(description="against exact search on held-out queries")
+    recall_at_100: float = Field(0.0, description="0: not measured")
     ms_per_query: float = Field(description="one thread, one query at a time")
     search: dict[str, int] = Field(default_factory=dict, description="search-time parameters, e.g. nprobe")
+    curve: tuple[Point, ...] = Field((), description="what was tried on the way to these parameters")
+    trained_on: int = Field(0, description="vectors there when the lists were trained; growth is counted from here")
+
+
+class Segment(Card):
+    """One immutable file of records (see ``schemas.records``), shared by the versions that name it."""
+
+    path: str = Field(description="under the encoder's folder of indices")
+    rows: int
+    bytes: int
+    sha256: str
 
 
 class IndexCard(Card):
@@ -87,14 +110,17 @@ class IndexCard(Card):
     encoder: EncoderCard
     version: str
     metric: str = "inner_product"
-    count: int
-    deleted: int = 0
+    count: int = Field(description="keys that a search can find in some modality")
+    deleted: int = Field(0, description="tombstones in all files")
     keys_sha256: str = Field(description="over the sorted keys")
     vectors_sha256: str | None = Field(
-        None, description="over the vectors in the order of their keys: one that was embedded again is another one"
+        None, description="of older versions alone: over the vectors in the order of their keys"
     )
     table_version: int = Field(description="version of the embeddings table it was made from")
+    images_version: int = Field(-1, description="version of the images table that its records were made from")
     files: tuple[IndexFile, ...]
+    segments: tuple[Segment, ...] = Field((), description="its records, newest last: the last one of a key counts")
+    previous: str | None = Field(None, description="the version that it took the place of: where a rollback goes")
     run: str
 
     def file(self, modality: str) -> IndexFile:

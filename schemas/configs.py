@@ -33,6 +33,27 @@ def _one_or_many(value: object) -> object:
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
+def _words(value: object) -> object:
+    """A number in YAML is a word, too."""
+    value = value if isinstance(value, (list, tuple)) else [value]
+    return [str(v) if isinstance(v, (int, float)) else v for v in value]
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _bytes(value: object) -> object:
+    """``"4GB"``, ``"512 MiB"``, ``"1.5G"`` -> bytes."""
+    found = isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
+    return int(float(found[1]) * _UNITS[found[2].upper()]) if found else value
+
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+"""A number of bytes, also written with a unit of 1,024."""
+
+
 class JobConfig(BaseModel):
     """Fields that all jobs take."""
 
@@ -167,45 +188,95 @@ class IndexConfig(JobConfig):
     """Build or update the FAISS indices of an encoder's embeddings and publish them with measured recall."""
 
     encoder: str | None = Field(None, description="encoder id or model name; by default the only one embedded")
-    modality: CommaList = Field(("image", "text"), description="image, text or both")
-    factory: str = Field("auto", description="FAISS factory string; auto chooses by the number of vectors")
+    modality: CommaList = Field(("image", "text"), description="image, text or both; those that have vectors")
+    factory: str = Field("auto", description="FAISS factory string; auto: the fastest kind for memory and recall")
+    memory: Size | None = Field(None, description="most memory for one modality's index while searching, e.g. 4GB")
     recall: float = Field(
         0.95, gt=0, le=1, description="recall@10 to tune the search to; below it nothing is published"
     )
     queries: int = Field(500, ge=1, description="held-out queries that the recall is measured on")
+    shard_size: int = Field(1_000_000, ge=1, description="vectors added by one task; more go over Ray and are merged")
     rebuild: bool = Field(False, description="build from nothing even where adding would do")
+    max_deleted: float = Field(0.1, ge=0, le=1, description="share of tombstones from which an index is built anew")
+    max_growth: float = Field(0.25, ge=0, description="growth since the last training from which it is built anew")
+    delete: CommaList = Field((), description="pair_keys, or files of them, that no search finds from now on")
+    rollback: bool = Field(False, description="publish again the version before the present one, and do nothing else")
+    keep: int = Field(3, ge=1, description="versions kept, the published one among them; older ones are removed")
     audit: int = Field(32, ge=0, description="pairs that are embedded again and must agree before publishing; 0: none")
 
 
 class QueryConfig(JobConfig):
-    """Query a published index by text, image, key or vector, alone or in bulk."""
+    """Query a published index by text, image, key, vector or a mix of them; one question, or a file of them."""
 
-    text: str | None = Field(None, description="a text to search with")
-    image: str | None = Field(None, description="an image file to search with")
-    key: int | None = Field(None, description="a pair_key whose own vector to search with")
-    vector: str | None = Field(None, description="a .npy file with one vector [D]")
-    queries: str | None = Field(None, description="a file of texts (txt, csv, jsonl, parquet): results go to --output")
-    query_col: str = Field("text", description="column of the --queries file")
-    output: str = Field("results.parquet", description="where the results of --queries go")
+    text: Words = Field((), description="texts to search with; WEIGHT*TEXT weighs one: --text '0.5*red'")
+    image: Words = Field((), description="image files or URLs to search with; WEIGHT*FILE weighs one")
+    key: Words = Field((), description="pair_keys whose own vectors to search with; WEIGHT*KEY weighs one")
+    vector: Words = Field((), description=".npy files with a vector [D] each; WEIGHT*FILE weighs one")
+    without: Words = Field((), description="texts of what is not wanted: their vectors are subtracted")
+    queries: str | None = Field(
+        None,
+        description="a file of questions: results go to --output. Texts (txt, csv, jsonl, parquet), vectors (.npy "
+        "[Q, D]) or a Parquet column of keys or vectors",
+    )
+    query_col: str = Field("text", description="column of the --queries file: texts, keys (int64) or vectors")
+    output: str = Field(
+        "results.parquet",
+        description="Parquet file of the results of --queries; finished shards lie in OUTPUT.parts till then",
+    )
+    shard_size: int = Field(
+        8192, ge=1, description="questions of --queries in one shard; rounded up to a multiple of 256"
+    )
     k: int = Field(10, ge=1, le=10_000, description="results per query")
     where: str | None = Field(
         None,
         description="SQL predicate over pair_key, caption, similarity, url, width, height, scores and labels",
     )
+    threshold: float | None = Field(None, ge=-1, le=1, description="least cosine similarity of a result")
+    unique: float | None = Field(None, gt=0, le=1, description="drop a result as near as this cosine to a better one")
+    diversity: float = Field(0.0, ge=0, le=1, description="maximal marginal relevance: 0 nearest first, 1 most varied")
     modality: Literal["image", "text"] = Field("image", description="index to search")
     encoder: str | None = Field(None, description="encoder id or model name; by default the only one indexed")
-    sheet: str | None = Field(None, description="write the found images as a contact sheet to this PNG")
+    allow_hosts: CommaList = Field((), description="private addresses from which --image may fetch: HOST[:PORT],...")
+    sheet: str | None = Field(None, description="write the found images as a contact sheet: a .png or .html file")
 
     @model_validator(mode="after")
-    def _one_question(self) -> Self:
-        given = [n for n in ("text", "image", "key", "vector", "queries") if getattr(self, n) is not None]
-        if len(given) != 1:
+    def _some_question(self) -> Self:
+        terms = [n for n in ("text", "image", "key", "vector") if getattr(self, n)]
+        if bool(terms) == (self.queries is not None):
             raise ValueError(
-                f"give exactly one of --text, --image, --key, --vector, --queries; given: {given or 'none'}"
+                "give --text, --image, --key, --vector or several of them, or else --queries; "
+                f"given: {', '.join(terms + ['queries'] * bool(self.queries)) or 'none'}"
             )
-        if self.text is not None and not self.text.strip():
-            raise ValueError("--text is empty")
+        if any(not text.strip() for text in (*self.text, *self.without)):
+            raise ValueError("--text or --without is empty")
         return self
+
+
+class ServeConfig(JobConfig):
+    """Serve the published indices over HTTP: our API, clip-retrieval's protocol and the web page."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs a token")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    token: str | None = Field(None, description="bearer token asked of every request (health checks apart)")
+    encoder: str | None = Field(None, description="encoder id or model name; by default all that are indexed")
+    replicas: int = Field(1, ge=1, description="Ray Serve replicas, each with the index mapped into memory")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one replica, for its encoder; may be a fraction")
+    max_k: int = Field(1000, ge=1, le=10_000, description="most results of one query")
+    max_batch: int = Field(1024, ge=1, description="most queries in one request to /v1/batch")
+    max_bytes: int = Field(16 << 20, ge=1, description="refuse larger request bodies, bytes")
+    timeout: float = Field(10.0, gt=0, description="seconds after which a request is given up")
+    concurrency: int = Field(256, ge=1, description="requests in a replica at once; more are turned away with 503")
+    allow_hosts: CommaList = Field((), description="private addresses that images may come from: HOST[:PORT],...")
+    deletions: bool = Field(False, description="let DELETE /v1/images/{key} take a key out of the index")
+
+
+class SqlConfig(JobConfig):
+    """Ask the workspace's tables in SQL (DuckDB, read-only), vectors as FLOAT[D]."""
+
+    query: str | None = Field(None, description="one SELECT over pairs, images, embeddings, ...; without: the tables")
+    output: str | None = Field(None, description="write the rows to this .parquet, .csv or .jsonl file")
+    limit: int = Field(50, ge=0, description="rows shown on the terminal")
+    memory: Size | None = Field(None, description="memory limit of DuckDB, e.g. 4GB; by default its own")
 
 
 class TrainConfig(JobConfig):

@@ -23,7 +23,7 @@ from jobs.base import EXIT_INTERRUPTED, execute
 from jobs.demo import judge, settings, world
 from jobs.demo.page import View, write_page
 from jobs.demo.server import HOST, FileServer
-from jobs.encoders import load_encoder
+from pipeline.encoders import load_encoder
 from pipeline.engine import Engine
 from pipeline.ledger import Run
 from pipeline.progress import Progress

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs.encoders import save_card
+from pipeline.encoders import save_card
 from pipeline.models.encoder import Encoder
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard

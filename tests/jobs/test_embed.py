@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import jobs.embed
-import jobs.encoders
+import pipeline.encoders
 from jobs.base import execute
 from jobs.embed import _shard_size
 from jobs.embed_workers import EmbedWorker, Order
@@ -136,7 +136,7 @@ def test_rows_marks_cards_and_figures(ws: Path, clip: Path, encoder: Encoder) ->
         "changed": 0, "quarantined": [], "rescored": 0,
     }  # fmt: skip
     assert {name: run.figures[name] for name in wanted} == wanted and run.figures["pairs_per_second"] > 0
-    assert jobs.encoders.read_card(Workspace(ws), encoder.card.id) == encoder.card
+    assert pipeline.encoders.read_card(Workspace(ws), encoder.card.id) == encoder.card
     stamps = Workspace(ws).table("embeddings").stamps()
     assert json.loads(stamps[f"clipmill.encoder.{encoder.card.id}"]) == json.loads(encoder.card.model_dump_json())
     before = versions(ws)
@@ -324,10 +324,10 @@ def test_a_card_that_does_not_match(where: str, ws: Path, clip: Path, encoder: E
     other = Encoder(monkey, name=encoder.card.model).card
     assert other.id == encoder.card.id
     with pytest.raises(EncoderMismatch, match="mean") as caught:
-        jobs.encoders.check_card(Workspace(ws), other)
+        pipeline.encoders.check_card(Workspace(ws), other)
     assert "0.4" in caught.value.actual and "0.5" in caught.value.expected
     with pytest.raises(EncoderMismatch):
-        jobs.encoders.save_card(Workspace(ws), other)
+        pipeline.encoders.save_card(Workspace(ws), other)
     assert versions(ws) == before
 
 
@@ -335,26 +335,26 @@ def test_a_card_is_known_without_loading(tmp_path: Path, monkeypatch: pytest.Mon
     """Only while its files are what they were; checkpoints beside a model's name, and folders."""
     mine = save_clip(tmp_path / "mine", TINY)
     workspace, spec = Workspace(tmp_path / "ws").prepare(), f"local-dir:{mine}"
-    card = jobs.encoders.card_of(workspace, spec, "auto")
+    card = pipeline.encoders.card_of(workspace, spec, "auto")
     loads: list[str] = []
-    real = jobs.encoders.load_encoder
+    real = pipeline.encoders.load_encoder
 
     def counting(workspace: Workspace, spec: str, *given: Any) -> Any:
         loads.append(spec)
         return real(workspace, spec, *given)
 
-    monkeypatch.setattr(jobs.encoders, "load_encoder", counting)
-    assert jobs.encoders.card_of(workspace, spec, "auto") == card and loads == []
-    assert jobs.encoders.embedded_encoders(workspace) == [], "a note is no card of embedded vectors"
+    monkeypatch.setattr(pipeline.encoders, "load_encoder", counting)
+    assert pipeline.encoders.card_of(workspace, spec, "auto") == card and loads == []
+    assert pipeline.encoders.embedded_encoders(workspace) == [], "a note is no card of embedded vectors"
     save_clip(mine, TINY, seed=1)
-    other = jobs.encoders.card_of(workspace, spec, "auto")
+    other = pipeline.encoders.card_of(workspace, spec, "auto")
     assert other.id != card.id and len(loads) == 1
-    assert jobs.encoders.card_of(workspace, spec, "auto") == other and len(loads) == 1
-    jobs.encoders.forget_card(workspace, spec, "auto")
-    assert jobs.encoders.card_of(workspace, spec, "auto") == other and len(loads) == 2
+    assert pipeline.encoders.card_of(workspace, spec, "auto") == other and len(loads) == 1
+    pipeline.encoders.forget_card(workspace, spec, "auto")
+    assert pipeline.encoders.card_of(workspace, spec, "auto") == other and len(loads) == 2
     shutil.rmtree(mine)
     with pytest.raises(UsageError):
-        jobs.encoders.card_of(workspace, spec, "auto")
+        pipeline.encoders.card_of(workspace, spec, "auto")
 
 
 def test_int8_is_another_encoder_and_says_how_far_off_it_is(ws: Path, clip: Path, encoder: Encoder) -> None:
@@ -365,7 +365,9 @@ def test_int8_is_another_encoder_and_says_how_far_off_it_is(ws: Path, clip: Path
     assert run.figures["int8_cosine"].keys() == {"image_mean", "image_min", "text_mean", "text_min"}
     assert all(0.9 < cosine <= 1.0001 for cosine in run.figures["int8_cosine"].values())
     assert Workspace(ws).table("embeddings").count() == 60
-    assert jobs.encoders.encoder_of(Workspace(ws), jobs.encoders.read_card(Workspace(ws), run.figures["encoder"]))
+    assert pipeline.encoders.encoder_of(
+        Workspace(ws), pipeline.encoders.read_card(Workspace(ws), run.figures["encoder"])
+    )
 
 
 # -- scores --------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.base import execute
-from jobs.encoders import save_card
 from jobs.semdedup import run as semdedup_body
+from pipeline.encoders import save_card
 from pipeline.engine import Engine
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard

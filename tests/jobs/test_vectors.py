@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from jobs import export_vectors
 from jobs.cli import main
-from jobs.encoders import save_card
+from pipeline.encoders import save_card
 from pipeline.models.clip import build_clip
 from pipeline.models.encoder import Encoder, read_model_config
 from pipeline.vectors import read_vectors

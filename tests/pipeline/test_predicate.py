@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.predicate import matching_keys
+from pipeline.predicate import matching_keys, matching_values
 from schemas.errors import UsageError
 
 ROWS = pa.table(
@@ -70,6 +70,15 @@ def test_selects(predicate: str, keys: list[int]) -> None:
         "EXISTS (SELECT * FROM read_parquet('https://example.com/x.parquet'))",
         "EXISTS (SELECT * FROM glob('/*'))",
         "getenv('HOME') <> ''",
+        "getvariable('x') IS NULL",
+        "current_setting('threads') > '0'",
+        "EXISTS (SELECT * FROM duckdb_settings())",
+        "EXISTS (SELECT * FROM information_schema.tables)",
+        "EXISTS (SELECT * FROM rows)",
+        "EXISTS (DESCRIBE pairs)",
+        "write_log('x') IS NULL",
+        "caption = '\x00'",
+        "caption = '\ud800'",
     ],
 )
 def test_refuses(predicate: str, tmp_path: Path) -> None:
@@ -89,3 +98,24 @@ def test_the_columns_are_named() -> None:
 
 def test_no_rows() -> None:
     assert matching_keys(ROWS.slice(0, 0), "true").tolist() == []
+
+
+def test_what_a_stranger_may_call() -> None:
+    for predicate, keys in (
+        ("length(caption) > 10 AND upper(caption) LIKE 'A%'", [1, 2]),
+        ("regexp_matches(caption, '^a red') OR NOT caption ILIKE '%a%'", [1, 2**62]),
+        ("coalesce(similarity, 1) > 0.6 AND width::DOUBLE / 10 >= 3", [3, 2**62]),
+        ("CASE WHEN width IN (10, 20) THEN true ELSE similarity IS NULL END", [1, 2, 2**62]),
+        ("width > (SELECT avg(width) FROM pairs)", [3, 2**62]),
+        ("caption[1:2] = 'a ' AND similarity BETWEEN 0 AND 1", [1]),
+    ):
+        assert sorted(matching_values(ROWS, predicate, "pair_key", strict=True).tolist()) == keys, predicate
+    for predicate in (
+        "repeat(caption, 9) <> ''",
+        "caption || caption <> ''",
+        "lpad(caption, 9, 'x') <> ''",
+        "[1] = [1]",
+    ):
+        assert len(matching_values(ROWS, f"{predicate} OR true", "pair_key")) == 4
+        with pytest.raises(UsageError, match="is not allowed"):
+            matching_values(ROWS, predicate, "pair_key", strict=True)

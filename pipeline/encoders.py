@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from pipeline.ledger import code_version
 from pipeline.storage import write_atomic
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard
-from schemas.errors import CardError, EncoderMismatch
+from schemas.errors import CardError, EncoderMismatch, UsageError
 
 if TYPE_CHECKING:  # torch: not for a run that finds nothing to do, nor for workers that only decode
     from pipeline.models.encoder import Encoder
@@ -229,3 +230,19 @@ def _hub_files(spec: str) -> list[str]:
     repository, file = os.path.split(place)
     found = [try_to_load_from_cache(repository, name) for name in ([file] if file else _HUB_FILES)] if place else []
     return [path for path in found if isinstance(path, str)][:1]
+
+
+def only_one(name: str | None, known: Sequence[str], what: str, remedy: str) -> str:
+    """The encoder id that ``name`` (an id, or a model's name) means among ``known``, or the only one.
+
+    Raises:
+        UsageError: none fits, or several do.
+    """
+    found = [k for k in known if name is None or name == k or k.rsplit("-", 1)[0] == name]
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(
+        f"which encoder's {what}?" if found else f"no {what} of {'any encoder' if name is None else name}",
+        expected="--encoder, one of: " + (", ".join(known) or "none"),
+        remedy=remedy,
+    )

@@ -1,0 +1,289 @@
+"""One modality's file of a new index version: built, or made of the published one's by adding and taking away."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from jobs.index_changes import Changes, Now
+from pipeline.engine import Engine, Quarantined
+from pipeline.index import (
+    BLOCK,
+    Keys,
+    Kind,
+    ShardFiller,
+    Source,
+    Stored,
+    Truth,
+    add,
+    choose,
+    copy_file,
+    deepened,
+    enough_memory,
+    fill,
+    hidden,
+    kind_of,
+    measure,
+    merge_shards,
+    open_index,
+    remove,
+    sample,
+    sample_size,
+    train,
+    tune,
+    write_index,
+)
+from pipeline.ledger import Run
+from pipeline.records import Records
+from schemas.cards import IndexCard, IndexFile, Point
+from schemas.configs import IndexConfig
+from schemas.errors import ClipmillError, GateRefused
+
+
+@dataclass(frozen=True)
+class Made:
+    """An index that reaches its target."""
+
+    index: Any
+    truth: Truth
+    factory: str
+    point: Point
+    curve: tuple[Point, ...]
+    trained_on: int
+
+
+class Builder:
+    """Makes the files of the version ``run.id`` in ``folder``. ``rebuilt``: why a modality was built from nothing."""
+
+    def __init__(self, config: IndexConfig, run: Run, engine: Engine, now: Now) -> None:
+        self.config, self.run, self.engine, self.now = config, run, engine, now
+        self.folder: UPath = run.workspace.index_dir(now.encoder.id)
+        self.rebuilt: dict[str, str] = {}
+
+    # -- from nothing --------------------------------------------------------------------------------
+
+    def build(self, modality: str, why: str) -> IndexFile:
+        """Build the kinds that suit, one after the other, until one reaches the target.
+
+        Raises:
+            GateRefused: none does.
+        """
+        self.rebuilt[modality] = why
+        count = len(self.now.present[modality])
+        truth, tried = self._held_out(modality), list[tuple[Kind, Point]]()
+        known = False
+        for kind in self._candidates(modality):
+            if tried:
+                last, point = tried[-1]
+                print(
+                    f"index: {modality}: {last.factory} reaches recall@10 {point.recall_at_10:.3f} at best, "
+                    f"{self.config.recall} are asked for; now {kind.factory}",
+                    file=sys.stderr,
+                )
+            index, truth = self._filled(kind.factory, modality, truth, known)
+            known = True
+            with self.run.stage("tune"):
+                point, curve = tune(index, truth, self.config.recall)
+            if point.recall_at_10 >= self.config.recall:
+                return self._write(modality, Made(index, truth, kind.factory, point, curve, count))
+            tried.append((kind, point))
+        raise self._refused(modality, tried)
+
+    def _candidates(self, modality: str) -> list[Kind]:
+        count, config = len(self.now.present[modality]), self.config
+        if config.factory != "auto":
+            return [Kind(config.factory, 0.0, 0.0, 0.0)]
+        return choose(count, self.now.encoder.dim, config.recall, config.memory)
+
+    def _filled(self, factory: str, modality: str, truth: Truth, known: bool) -> tuple[Any, Truth]:
+        """An index of all vectors, and the truth among them, unless it is ``known``."""
+        source, present = self.now.sources[modality], self.now.present[modality]
+        with self.run.stage("train"):
+            places = np.sort(sample(len(present), sample_size(factory, source.dim)))
+            index = train(source.take(present[places]), factory)
+        with self.run.stage("add"):
+            asked = None if known else truth
+            if len(present) <= self.config.shard_size:
+                found = fill(index, source, asked)
+            else:
+                found = self._sharded(index, source, asked)
+        return index, truth if found is None else found
+
+    def _sharded(self, index: Any, source: Source, truth: Truth | None) -> Truth | None:
+        """Fill copies of an empty index in Ray tasks, and merge them into it."""
+        world = -(-len(self.now.present[source.modality]) // self.config.shard_size)
+        folder = self.folder / self.run.id / "shards"
+        trained = Stored.of(index, folder / f"{source.modality}.trained")
+        shards = []
+        for done in self.engine.map(partial(ShardFiller, trained, source, world, folder, truth), range(world)):
+            if isinstance(done, Quarantined):
+                raise ClipmillError(
+                    f"a shard of the {source.modality} index cannot be built",
+                    actual=done.reason,
+                    remedy="a smaller --shard-size needs less memory a worker",
+                )
+            shards.append(done.result)
+        found = merge_shards(index, shards, truth)
+        UPath(trained.path).unlink()
+        folder.rmdir()
+        return found
+
+    def _held_out(self, modality: str) -> Truth:
+        """Queries: vectors of the other modality, which are never in this index; else own vectors of sampled keys."""
+        other = "text" if modality == "image" else "image"
+        present, wanted = self.now.present, self.config.queries
+        both = np.intersect1d(present[modality], present[other], assume_unique=True)
+        across = both[np.sort(sample(len(both), wanted))]
+        alone = np.setdiff1d(present[modality], both, assume_unique=True)
+        alone = alone[np.sort(sample(len(alone), wanted - len(across)))] if len(across) < wanted else alone[:0]
+        queries = [self.now.sources[other].take(across), self.now.sources[modality].take(alone)]
+        own = np.concatenate([np.full(len(across), -1, np.int64), alone])
+        return Truth.empty(np.concatenate(queries).astype(np.float32), own)
+
+    def _refused(self, modality: str, tried: list[tuple[Kind, Point]]) -> GateRefused:
+        count, dim, config = len(self.now.present[modality]), self.now.encoder.dim, self.config
+        expected = f"recall@10 of at least {config.recall}"
+        remedy = "ask for less with --recall"
+        if config.factory != "auto":
+            remedy = "use --factory auto or a finer one, or ask for less with --recall"
+        elif config.memory is not None:
+            expected += f" in {size_text(config.memory)}"
+            least = max([config.recall, *(kind.recall for kind, _ in tried)])
+            if enough := enough_memory(count, dim, least, config.memory):
+                remedy = f"--memory {size_text(enough)} would do; or ask for less with --recall"
+        if not tried:
+            return GateRefused(
+                f"no kind of index of {count:,} {modality} vectors of {dim} dimensions fits into the memory",
+                expected=expected, actual="none fits", remedy=remedy,
+            )  # fmt: skip
+        kind, best = max(tried, key=lambda t: t[1].recall_at_10)
+        size = f", {size_text(kind.bytes(count, dim))}" if kind.vector else ""
+        return GateRefused(
+            f"the recall@10 of {modality} is too low to publish",
+            expected=expected, actual=f"{best.recall_at_10:.3f} at best ({kind.factory}{size})", remedy=remedy,
+        )  # fmt: skip
+
+    # -- from the published one ----------------------------------------------------------------------
+
+    def outdated(self, modality: str, file: IndexFile) -> str | None:
+        """Why a file is to be built anew although its vectors are those of the table; None: it is not."""
+        config, count, dim = self.config, len(self.now.present[modality]), self.now.encoder.dim
+        kinds = self._candidates(modality)
+        if config.factory != "auto":
+            if file.factory != config.factory:
+                return "factory"
+        elif kind_of(file.factory) not in {kind.name for kind in kinds}:
+            return "kind"
+        elif config.memory is not None and file.bytes > config.memory:
+            return "memory"
+        trains = sample_size(file.factory, dim) > 0
+        moved = config.factory == "auto" and bool(kinds) and kind_of(file.factory) != kinds[0].name
+        if (trains or moved) and count > (1 + config.max_growth) * file.trained_on:
+            return "growth"
+        return None
+
+    def unchanged(self, modality: str, before: IndexCard) -> bool:
+        """Is the published file good as it is, if its vectors are the table's?"""
+        if modality not in {f.modality for f in before.files}:
+            return False
+        file = before.file(modality)
+        return self.outdated(modality, file) is None and file.recall_at_10 >= self.config.recall
+
+    def update(self, modality: str, before: IndexCard, changes: Changes, fresh: Records | None) -> IndexFile:
+        """The published file with what changed since, or one built anew. ``fresh``: the records written by this run.
+
+        Raises:
+            CardError: the published file, or its truth, is damaged.
+            GateRefused: no kind reaches the target.
+        """
+        if modality not in {f.modality for f in before.files}:
+            return self.build(modality, "new")
+        file = before.file(modality)
+        if why := self.outdated(modality, file):
+            return self.build(modality, why)
+        gone = np.union1d(changes.gone[modality], changes.changed(modality))
+        new = np.union1d(changes.added[modality], changes.changed(modality))
+        old = self.folder / before.version
+        if not len(gone) and not len(new) and file.recall_at_10 >= self.config.recall:
+            for name in (file.path, _truth_path(modality)):
+                copy_file(old / name, self.folder / self.run.id / name)
+            return file
+        with self.run.stage("open"):
+            index = open_index(old / file.path, file, mapped=False)
+            truth = Truth.load(old / _truth_path(modality))
+        with self.run.stage("add"):
+            truth = self._changed(index, truth, modality, (gone, new), fresh)
+        if int(index.ntotal) - hidden(index) != len(self.now.present[modality]):
+            return self.build(modality, "other keys than the table's")
+        if hidden(index) and hidden(index) >= self.config.max_deleted * int(index.ntotal):
+            return self.build(modality, "tombstones")
+        return self._measured(modality, file, index, truth)
+
+    def _changed(
+        self, index: Any, truth: Truth, modality: str, keys: tuple[Keys, Keys], fresh: Records | None
+    ) -> Truth:
+        """Take vectors out of an index and add others, in place; the truth after it."""
+        gone, new = keys
+        remove(index, gone)
+        truth = truth.excluding(gone)
+        for start in range(0, len(new), BLOCK):
+            some = new[start : start + BLOCK]
+            assert fresh is not None, "new keys have new records"
+            vectors = fresh.vectors(some, modality)
+            add(index, some, vectors)
+            truth = truth.including(some, vectors)
+        if not truth.deep_enough():
+            truth = Truth.of(truth.queries, self.now.sources[modality].batches(), truth.own)
+        return truth
+
+    def _measured(self, modality: str, file: IndexFile, index: Any, truth: Truth) -> IndexFile:
+        """Measure at the parameters as they were; if they do not do any more, tune anew; if that does not, build."""
+        with self.run.stage("tune"):
+            point, curve = measure(index, truth, file.search), file.curve
+            if point.recall_at_10 < self.config.recall:
+                deeper = deepened(index, truth, self.config.recall, file.search)
+                point, curve = (deeper, curve) if deeper else tune(index, truth, self.config.recall)
+        if point.recall_at_10 < self.config.recall:
+            return self.build(modality, "recall")
+        return self._write(modality, Made(index, truth, file.factory, point, curve, file.trained_on))
+
+    # -- on disk -------------------------------------------------------------------------------------
+
+    def _write(self, modality: str, made: Made) -> IndexFile:
+        folder, path = self.folder / self.run.id, f"{modality}.faiss"
+        with self.run.stage("write"):
+            size, sha256 = write_index(made.index, folder / path)
+            made.truth.save(folder / _truth_path(modality))
+        return IndexFile(
+            path=path,
+            modality=modality,
+            factory=made.factory,
+            count=int(made.index.ntotal) - hidden(made.index),
+            deleted=hidden(made.index),
+            bytes=size,
+            sha256=sha256,
+            recall_at_1=made.point.recall_at_1,
+            recall_at_10=made.point.recall_at_10,
+            recall_at_100=made.point.recall_at_100,
+            ms_per_query=made.point.ms_per_query,
+            search=made.point.search,
+            curve=made.curve,
+            trained_on=made.trained_on,
+        )
+
+
+def _truth_path(modality: str) -> str:
+    return f"{modality}.truth.npz"
+
+
+def size_text(count: int) -> str:
+    """Bytes as --memory takes them, rounded up."""
+    for unit, factor in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if count >= 10 * factor or unit == "KB":
+            return f"{-(-count // factor)}{unit}"
+    return str(count)

@@ -1,0 +1,10 @@
+"""The HTTP service: our API, clip-retrieval's protocol and the web page over the collections of a workspace.
+
+``create_app`` makes the ASGI app; ``Server`` serves it from a thread. ``jobs/serve.py`` runs both on Ray Serve.
+"""
+
+from pipeline.service.app import create_app
+from pipeline.service.options import Options
+from pipeline.service.server import Server, bind, is_loopback, require_free
+
+__all__ = ["Options", "Server", "bind", "create_app", "is_loopback", "require_free"]

@@ -1,0 +1,151 @@
+"""The state behind the routes: the collections, kept up to date, and what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pipeline.collection import Collection
+from pipeline.service.errors import unknown
+from pipeline.service.metrics import Metrics
+from pipeline.service.models import FileInfo, IndexInfo
+from pipeline.service.options import Options
+from pipeline.service.searching import Row, Searcher
+from schemas.questions import Question
+
+_KEYS = 1 << 63
+"""pair_keys are below it."""
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """The collections by name, and the searchers over them."""
+
+    def __init__(self, collections: Mapping[str, Collection], options: Options) -> None:
+        self.options, self.metrics = options, Metrics(options.replica)
+        self.searchers = {
+            name: Searcher(name, collection, options, self.metrics) for name, collection in collections.items()
+        }
+        self.ready = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def lifespan(self, _: Any) -> AsyncIterator[None]:
+        """While the app runs: looks for new versions; ready once the encoders are loaded."""
+        self._tasks = [asyncio.create_task(self._follow(s)) for s in self.searchers.values()]
+        self._tasks.append(asyncio.create_task(self._warm()))
+        try:
+            yield
+        finally:
+            self.ready = False
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for searcher in self.searchers.values():
+                searcher.close()
+
+    async def _warm(self) -> None:
+        """A first text may take a minute, while torch and the model are loaded: not one that somebody waits for."""
+        for name, searcher in self.searchers.items():
+            try:
+                if searcher.loading:
+                    await searcher.text("a picture")
+            except Exception:  # keys and vectors are answered all the same
+                log.exception("the encoder of %s cannot be loaded: its texts and images fail", name)
+            searcher.loading = False
+        self.ready = True
+
+    async def _follow(self, searcher: Searcher) -> None:
+        """Take up what is published. The old version answers until the new one is open, and if it cannot be opened."""
+        while True:
+            await asyncio.sleep(self.options.refresh)
+            try:
+                if await asyncio.to_thread(searcher.collection.refresh):
+                    self.metrics.swapped(searcher.name)
+            except Exception:
+                self.metrics.refresh_failed(searcher.name)
+                log.exception("the new version of %s cannot be opened: the old one is still served", searcher.name)
+
+    # ---- what is asked for -------------------------------------------------------------------------
+
+    def searcher(self, index: str | None) -> Searcher:
+        """By encoder id, or by its model's name where that is enough; by default the first.
+
+        Raises:
+            Refused: there is none of that name, or several.
+        """
+        if index in self.searchers:
+            return self.searchers[index]
+        found = [s for n, s in self.searchers.items() if index is None or n.rpartition("-")[0] == index]
+        if not found or (index is not None and len(found) > 1):
+            raise unknown("index", index or "here", known=", ".join(self.searchers))
+        return found[0]
+
+    async def answer(self, question: Question, index: str | None) -> dict[str, Any]:
+        """A :class:`SearchAnswer` as a dict: a model for each result would cost more than the search.
+
+        Raises what :meth:`Searcher.answer` does, and Refused for an unknown index or key.
+        """
+        searcher = self.searcher(index)
+        await self.require(searcher, [term.key for term in question.terms if term.key is not None])
+        found, ms = await searcher.answer(question)
+        results = [result(row) for row in found.rows]
+        return {"index": searcher.name, "version": found.version, "results": results, "ms": ms}
+
+    async def require(self, searcher: Searcher, keys: list[int]) -> None:
+        """Raises Refused unless all these keys are in the index."""
+        if not keys:
+            return
+        for key in keys:
+            if key >= _KEYS:
+                raise unknown("key", key)
+        there = await asyncio.to_thread(searcher.collection.known, keys)
+        for key, known in zip(keys, there.tolist(), strict=True):
+            if not known:
+                raise unknown("key", key)
+
+    def info(self, searcher: Searcher) -> IndexInfo:
+        collection, card = searcher.collection, searcher.collection.card
+        fields = list(FileInfo.model_fields)
+        return IndexInfo(
+            name=searcher.name,
+            encoder=collection.encoder_id,
+            model=card.encoder.model,
+            version=card.version,
+            modalities=list(collection.modalities),
+            count=len(collection),
+            deleted=len(collection.deleted),
+            dim=card.encoder.dim,
+            columns=list(collection.columns),
+            files=[FileInfo(**{name: getattr(file, name) for name in fields}) for file in card.files],
+        )
+
+    def exposition(self) -> bytes:
+        found = [(s.name, s.collection.card.version, len(s.collection)) for s in self.searchers.values()]
+        return self.metrics.text(found)
+
+
+def result(row: Row) -> dict[str, Any]:
+    """A row of a collection's results, which is used up, as :class:`pipeline.service.models.Result`."""
+    take = row.pop
+    return {
+        "key": str(take("pair_key")),
+        "similarity": take("similarity"),
+        "rank": take("rank"),
+        "caption": take("caption"),
+        "url": take("url"),
+        "width": take("width"),
+        "height": take("height"),
+        "scores": row,
+    }
+
+
+def key_of(text: str) -> int:
+    """A key out of a path. Raises Refused for what is none."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 19 or int(text) >= _KEYS:
+        raise unknown("key", text[:40])
+    return int(text)
