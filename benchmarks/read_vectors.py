@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from benchmarks.lab.report import Line, Report, machine, table
 from benchmarks.lab.tools import make_venv
 from jobs.cli import main as main_of_clipmill
-from jobs.encoders import save_card
+from pipeline.encoders import save_card
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard
 from schemas.tables import EMBEDDINGS
