@@ -40,7 +40,7 @@ from typing import Any
 from benchmarks.lab.compare import same_images
 from benchmarks.lab.corpus import draw
 from benchmarks.lab.meter import Cost, known_load, measure
-from benchmarks.lab.report import Line, Report, machine, table
+from benchmarks.lab.report import Line, Report, machine, run_parts
 from benchmarks.lab.server import Site, certificate, serving, trusted
 from benchmarks.lab.tools import IMG2DATASET, Bare, Img2dataset, Job, Ours, Tool, make_venv, tls_contexts
 
@@ -258,13 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with laboratory(given.cache, rounds, scale) as lab:
         check(lab)
         setting = machine(PACKAGES) | {"img2dataset": IMG2DATASET.partition("==")[2], "rounds": str(rounds)}
-        for part in given.parts:
-            print(f"\n{part}: {(PARTS[part].__doc__ or '').rstrip('.')}", flush=True)
-            lab.raw = []
-            lines = PARTS[part](lab)
-            report.add(part, setting, lines, lab.raw)
-            print("\n".join(table(lines)), flush=True)
-    print(f"\nwritten: {report.markdown}, {report.json}")
+        run_parts(report, PARTS, given.parts, lab, setting)
     return 0
 
 

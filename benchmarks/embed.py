@@ -57,7 +57,7 @@ from benchmarks.lab.embedders import (
     last_json,
 )
 from benchmarks.lab.meter import Cost, known_load, measure
-from benchmarks.lab.report import Line, Report, machine, table
+from benchmarks.lab.report import Line, Report, machine, run_parts
 from benchmarks.lab.series import Series, ratio_line
 from benchmarks.lab.tools import make_venv
 
@@ -259,13 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(lab)
         lab.bare = fastest(lab)
         setting = machine(PACKAGES) | {"clip-retrieval": CLIP_RETRIEVAL.partition("==")[2], "rounds": str(lab.rounds)}
-        for part in given.parts:
-            print(f"\n{part}: {(PARTS[part].__doc__ or '').rstrip('.')}", flush=True)
-            lab.raw = []
-            lines = PARTS[part](lab)
-            report.add(part, setting, lines, lab.raw)
-            print("\n".join(table(lines)), flush=True)
-    print(f"\nwritten: {report.markdown}, {report.json}")
+        run_parts(report, PARTS, given.parts, lab, setting)
     return 0
 
 

@@ -41,7 +41,7 @@ import numpy as np
 from benchmarks.lab import autofaiss
 from benchmarks.lab.embedders import last_json
 from benchmarks.lab.meter import Cost, measure
-from benchmarks.lab.report import Line, Report, machine, table
+from benchmarks.lab.report import Line, Report, machine, run_parts
 from benchmarks.lab.searches import Keys, Quality, Search, exact, quality
 from benchmarks.lab.space import Space, add_rows, bench_card, make_workspace
 from pipeline.index import Truth, choose, frontier, open_index, search, tune
@@ -302,16 +302,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "autofaiss": autofaiss.AUTOFAISS.partition("==")[2], "vectors": f"{given.count:,} x {given.dim}",
             "queries": str(QUERIES), "rounds": str(given.rounds),
         }  # fmt: skip
-        for part in given.parts:
-            print(f"\n{part}: {(PARTS[part].__doc__ or '').rstrip('.')}", flush=True)
-            lab.raw = []
-            lines = PARTS[part](lab)
-            report.add(part, setting, lines, lab.raw)
-            print("\n".join(table(lines)), flush=True)
+        try:
+            run_parts(report, PARTS, given.parts, lab, setting)
+        finally:  # the curves of what was measured, if a later part fails
             if lab.curves:
                 (given.results / "index.png").write_bytes(picture(lab.curves))
         shutil.rmtree(given.cache / "spaces" / "ws", ignore_errors=True)
-    print(f"\nwritten: {report.markdown}, {report.json}")
     return 0
 
 

@@ -44,7 +44,7 @@ import numpy as np
 
 from benchmarks.lab.embedders import CLIP_RETRIEVAL, RIVAL, Model
 from benchmarks.lab.meter import measure
-from benchmarks.lab.report import Line, Report, machine, table
+from benchmarks.lab.report import Line, Report, machine, run_parts
 from benchmarks.lab.searches import milliseconds
 from benchmarks.lab.services import ClipRetrieval, free_port, get, our_command, post, running
 from benchmarks.lab.space import Space, add_rows, make_workspace
@@ -332,13 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "clip-retrieval": CLIP_RETRIEVAL.partition("==")[2], "vectors": f"{given.count:,} x {DIM}",
             "rounds": str(given.rounds), "seconds": f"{given.seconds:g}",
         }  # fmt: skip
-        for part in given.parts:
-            print(f"\n{part}: {(PARTS[part].__doc__ or '').rstrip('.')}", flush=True)
-            lab.raw = []
-            lines = PARTS[part](lab)
-            report.add(part, setting, lines, lab.raw)
-            print("\n".join(table(lines)), flush=True)
-    print(f"\nwritten: {report.markdown}, {report.json}")
+        run_parts(report, PARTS, given.parts, lab, setting)
     return 0
 
 

@@ -6,7 +6,6 @@ a limit says that the index is to be built anew.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from pipeline.encoders import embedded_encoders, read_card
 from pipeline.engine import Engine
 from pipeline.index import Keys, copy_file, frontier, keys_sha256
 from pipeline.index.versions import discard, publish, published, rollback, vacuum
-from pipeline.ledger import Run
+from pipeline.ledger import Run, alive
 from pipeline.plots import Axes, lines
 from pipeline.records import Records, compact, write_segment
 from pipeline.storage import write_atomic
@@ -241,17 +240,7 @@ def _under_way(run: Run) -> set[str]:
     columns = ["run", "host", "pid", "outcome", "job"]
     rows = run.workspace.table("runs").read(columns, (pc.field("outcome") == "running") & (pc.field("job") == "index"))
     here = socket.gethostname()
-    return {run.id} | {r["run"] for r in rows.to_pylist() if r["host"] != here or _alive(r["pid"])}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return {run.id} | {r["run"] for r in rows.to_pylist() if r["host"] != here or alive(r["pid"])}
 
 
 def _figures(card: IndexCard) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Run:
         rows = self.workspace.table("runs").read(
             where=(pc.field("outcome") == "running") & (pc.field("host") == socket.gethostname())
         )
-        dead = rows.filter(pa.array([not _alive(pid) for pid in rows["pid"].to_pylist()], pa.bool_()))
+        dead = rows.filter(pa.array([not alive(pid) for pid in rows["pid"].to_pylist()], pa.bool_()))
         if dead.num_rows:
             column = pa.array(["killed"] * dead.num_rows, pa.string())
             dead = dead.set_column(dead.column_names.index("outcome"), "outcome", column)
@@ -188,7 +188,8 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Is there a process of this number on this machine?"""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -6,11 +6,11 @@ import datetime as dt
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,32 @@ class Report:
         for setting, names in settings.items():
             text += [f"{setting}.", "", *table([Line(**line) for n in names for line in self.parts[n]["lines"]]), ""]
         return "\n".join(text)
+
+
+class Laboratory(Protocol):
+    """What the parts of a benchmark share. ``raw``: what a part wants kept beside its lines."""
+
+    raw: list[Any]
+
+
+L = TypeVar("L", bound=Laboratory)
+
+
+def run_parts(
+    report: Report,
+    parts: Mapping[str, Callable[[L], list[Line]]],
+    wanted: Sequence[str],
+    lab: L,
+    setting: dict[str, str],
+) -> None:
+    """Run the wanted parts one after another; each one's lines are printed and in the report as soon as it is over."""
+    for part in wanted:
+        print(f"\n{part}: {(parts[part].__doc__ or '').rstrip('.')}", flush=True)
+        lab.raw = []
+        lines = parts[part](lab)
+        report.add(part, setting, lines, lab.raw)
+        print("\n".join(table(lines)), flush=True)
+    print(f"\nwritten: {report.markdown}, {report.json}")
 
 
 def table(lines: Sequence[Line]) -> list[str]:
