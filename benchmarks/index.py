@@ -30,7 +30,7 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,8 @@ def tuned(lab: Lab, index: Any, name: str, target: float, places: bool = False) 
 # ---- parts -----------------------------------------------------------------------------------------
 
 
-def kinds(lab: Lab) -> list[Line]:
+def kinds(lab: Lab) -> Iterator[Line]:
     """Every kind in the job's table, tuned to recall@10 0.95 or to its best."""
-    made = []
     count, dim = lab.space.count, lab.space.dim
     chosen = choose(count, dim, TARGET)[0].factory
     for kind in all_kinds(count, dim):
@@ -150,8 +149,7 @@ def kinds(lab: Lab) -> list[Line]:
         lab.raw[-1] |= asdict(found) | {"bytes": size, "expected_bytes": kind.bytes(count, dim), "search": point.search}
         what = f"{kind.factory}{' (the choice)' if kind.factory == chosen else ''}, {_shown(point.search)}"
         seconds = said["seconds"]["total"]
-        made.append(Line(what, _quality(found), f"{size / 1e6:.0f} MB, build {seconds:.1f} s, {cost.cpu:.1f} CPU s"))
-    return made
+        yield Line(what, _quality(found), f"{size / 1e6:.0f} MB, build {seconds:.1f} s, {cost.cpu:.1f} CPU s")
 
 
 def rival(lab: Lab) -> list[Line]:
@@ -167,7 +165,7 @@ def rival(lab: Lab) -> list[Line]:
         mine.append(lab.run(workspace, "--recall", str(TARGET), note="clipmill index")[0])
     card, index = lab.opened(workspace)
     truth, file = lab.truth(lab.space.count), card.file("image")
-    other = autofaiss.build(venv, vectors, lab.folder / "autofaiss", file.bytes, CORES)
+    other = autofaiss.build(venv, vectors, vectors.with_name(f"{vectors.name}-autofaiss"), file.bytes, CORES)
     lab.note("autofaiss", other.cost, key=other.key, parameters=other.parameters, bytes=other.bytes)
     set_so = quality(ours(index, file.search), lab.queries, truth)
     them = quality(other.search(lab.keys), lab.queries, truth)
@@ -265,7 +263,7 @@ def _shown(parameters: dict[str, int]) -> str:
     return " ".join(f"{name} {value}" for name, value in parameters.items()) or "no parameters"
 
 
-PARTS: dict[str, Callable[[Lab], list[Line]]] = {"kinds": kinds, "rival": rival, "add": add}
+PARTS: dict[str, Callable[[Lab], Iterable[Line]]] = {"kinds": kinds, "rival": rival, "add": add}
 
 
 def picture(curves: dict[str, list[Point]]) -> bytes:

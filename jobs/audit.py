@@ -37,15 +37,22 @@ Versions = dict[str, int | None]
 """Of the tables read; None where there is no table."""
 
 
-def audit(run: Run, card: EncoderCard, sample: int, paths: set[str] | None = None) -> None:
+@dataclass(frozen=True)
+class New:
+    """Files that came since an earlier audit. ``images``: None where others went, too."""
+
+    embeddings: set[str]
+    images: set[str] | None
+
+
+def audit(run: Run, card: EncoderCard, sample: int, new: New | None = None) -> None:
     """Check one encoder's rows of the table embeddings, at the versions that ``run`` reads (or the newest).
 
     All rows: keys once, finite unit-norm vectors, and none of an image that is another one by now. Then ``sample``
     pairs, drawn by the tables' version, are embedded again from the stored images and captions: both vectors must
     agree with the stored ones (cosine of at least 0.999). Images without vectors, and vectors whose image is gone or no
     longer ok, are told in the run's figures. What has passed is noted under reports/audits, and not audited again
-    before a table changes. ``paths``: files of embeddings whose vectors are looked at (those of the others passed an
-    earlier audit); None: all.
+    before a table changes. ``new``: files to look at, where the others passed an earlier audit; None: all.
 
     Raises:
         AuditError: with the keys that are wrong; or the encoder cannot be loaded.
@@ -55,14 +62,13 @@ def audit(run: Run, card: EncoderCard, sample: int, paths: set[str] | None = Non
     asked = {"weights": card.weights_sha256, "versions": versions}
     before = json.loads(path.read_text()) if path.exists() else {}
     passed = {name: before.get(name) for name in asked} == asked and before["asked"] >= sample
-    if passed and (before.get("whole", True) or paths is not None):
+    if passed and (before.get("whole", True) or new is not None):
         run.figures["audit"] = before
         return
     at = {name: version if version >= 0 else None for name, version in versions.items()}
     with run.stage("audit"):
-        _check_all(run, card, at["embeddings"], paths)
-        embeddings, images = (run.workspace.table(name) for name in _TABLES)
-        standing = compare_with_images(embeddings, images, card.id, at)
+        _check_all(run, card, at["embeddings"], None if new is None else new.embeddings)
+        standing = _standing(run, card, at, new)
         _check_changed(card, standing)
         keys = _drawn(standing, sample, versions["embeddings"])
         agreed = _check_sample(run, card, keys, at) if len(keys) else None
@@ -71,7 +77,7 @@ def audit(run: Run, card: EncoderCard, sample: int, paths: set[str] | None = Non
         "not_embedded": standing.missing, "without_image": len(standing.gone),
         "without_image_keys": standing.gone[:10].tolist(),
     }  # fmt: skip
-    note = asked | {"asked": sample, "whole": paths is None, "run": run.id} | found
+    note = asked | {"asked": sample, "whole": new is None, "run": run.id} | found
     write_atomic(path, json.dumps(note, indent=2).encode())
     run.figures["audit"] = found
     if len(standing.gone):
@@ -92,6 +98,17 @@ def _check_all(run: Run, card: EncoderCard, version: int | None, paths: set[str]
             similarity = some.column("similarity").to_numpy(zero_copy_only=False)
             check.add(some.column("pair_key").to_numpy(), vectors, similarity)
     check.finish()
+
+
+def _standing(run: Run, card: EncoderCard, at: Versions, new: New | None) -> Standing:
+    """Of new rows beside new images, if these are one another's; else of all."""
+    embeddings, images = (run.workspace.table(name) for name in _TABLES)
+    if new is not None and new.images is not None:
+        files = {"embeddings": new.embeddings, "images": new.images}
+        standing = compare_with_images(embeddings, images, card.id, at, files)
+        if not len(standing.gone) and not standing.missing:
+            return standing
+    return compare_with_images(embeddings, images, card.id, at)
 
 
 def _check_changed(card: EncoderCard, standing: Standing) -> None:

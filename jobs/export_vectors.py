@@ -36,13 +36,13 @@ from pipeline.export.vectors import (
     shard_files,
     write_shard,
 )
+from pipeline.keys import Keys
 from pipeline.ledger import Run
 from pipeline.predicate import matching_keys
 from pipeline.progress import Progress
 from pipeline.storage import write_atomic
 from pipeline.tables import Table
 from pipeline.vectors import Vectors, read_keys, read_vectors
-from pipeline.vectors.plan import Keys
 from schemas.cards import EncoderCard
 from schemas.configs import ExportConfig
 from schemas.errors import CountsError, NothingToDo

@@ -22,10 +22,12 @@ from jobs.audit import audit
 from jobs.base import command, only_encoder
 from jobs.index_build import Builder
 from jobs.index_changes import MODALITIES, Changes, Now, new_files
+from jobs.index_update import unchanged, update
 from pipeline.encoders import embedded_encoders, read_card
 from pipeline.engine import Engine
-from pipeline.index import Keys, copy_file, frontier, keys_sha256
+from pipeline.index import copy_file, frontier, keys_sha256
 from pipeline.index.versions import discard, publish, published, rollback, vacuum
+from pipeline.keys import Keys, minus, union
 from pipeline.ledger import Run, alive
 from pipeline.plots import Axes, lines
 from pipeline.records import Records, compact, write_segment
@@ -53,19 +55,20 @@ def run(config: IndexConfig, run: Run, engine: Engine) -> None:
     card, folder = read_card(workspace, encoder), workspace.index_dir(encoder)
     with run.stage("read"):
         versions = {name: run.reads(name) for name in ("embeddings", "images", "pairs")}
-        now = Now.of(workspace, card, versions, Tombstones(folder / "deleted").keys())
         before = _before(config, folder)
         records = Records.open(folder, before.segments, verify=False) if before else None
+        deleted = Tombstones(folder / "deleted").keys()
+        now = Now.of(workspace, card, versions, deleted, before, records)
         changes = Changes.since(before, records, now) if before and records else None
     wanted = [m for m in config.modality if len(now.present[m])]
     if not wanted:
         raise NothingToDo(f"no vectors of {encoder} to index", remedy="clipmill embed first")
     builder = Builder(config, run, engine, now)
-    if before and changes and not changes.something and all(builder.unchanged(m, before) for m in wanted):
+    if before and changes and not changes.something and all(unchanged(builder, m, before) for m in wanted):
         run.figures |= _figures(before) | {"added": 0, "removed": 0, "changed": 0, "rebuilt": {}}
         vacuum(folder, config.keep, _under_way(run))
         return
-    keys = np.unique(np.concatenate([now.present[m] for m in wanted]))
+    keys = union(*(now.present[m] for m in wanted))
     run.counts["in"] = run.counts["out"] = len(keys)
     run.begin()
     doubled = any((k[1:] == k[:-1]).any() for k in now.present.values())  # only an audit of all rows names them
@@ -111,9 +114,10 @@ def _version(
         run.figures |= {"added": len(keys), "removed": 0, "changed": 0}
     else:
         with run.stage("records"):
-            segments, fresh = _grown(builder, before, changes)
-        files = [_timed(builder, m, lambda m: builder.update(m, before, changes, fresh)) for m in wanted]
-        changed = np.union1d(*(changes.changed(m) for m in MODALITIES))
+            segments = _grown(builder, before, changes)
+            records = Records.open(folder, segments, verify=False)
+        files = [_timed(builder, m, lambda m: update(builder, m, before, changes, records)) for m in wanted]
+        changed = union(*(changes.changed(m) for m in MODALITIES))
         run.figures |= {"added": len(changes.new_keys), "removed": len(changes.gone_keys), "changed": len(changed)}
     _draw(folder, before, files, run.id)
     return IndexCard(
@@ -137,18 +141,15 @@ def _timed(builder: Builder, modality: str, make: Any) -> IndexFile:
         return made
 
 
-def _grown(builder: Builder, before: IndexCard, changes: Changes) -> tuple[tuple[Segment, ...], Records | None]:
-    """The version's segments with one of the rows that changed; and the records of that one, to take vectors from."""
+def _grown(builder: Builder, before: IndexCard, changes: Changes) -> tuple[Segment, ...]:
+    """The version's segments with one of the rows that changed."""
     folder, name = builder.folder, builder.run.id
     try:
         new = write_segment(folder, changes.rows, name)
     except NothingToDo:
-        return before.segments, None
+        return before.segments
     segments = (*before.segments, new)
-    fresh = Records.open(folder, [new], verify=False)
-    if len(segments) > _SEGMENTS:
-        segments = (compact(folder, segments, f"{name}-compact"),)
-    return segments, fresh
+    return (compact(folder, segments, f"{name}-compact"),) if len(segments) > _SEGMENTS else segments
 
 
 def _name(folder: UPath) -> str | None:
@@ -191,9 +192,9 @@ def _by_hand(config: IndexConfig, run: Run) -> None:
         run.figures |= _figures(card) | {"rolled_back": True}
         run.outputs["index"] = str(folder / card.version)
         return
-    keys = np.unique(np.concatenate([_listed(item) for item in config.delete]))
+    keys = union(*(_listed(item) for item in config.delete))
     tombstones = Tombstones(folder / "deleted")
-    new = np.setdiff1d(keys, tombstones.keys())
+    new = minus(keys, tombstones.keys())
     run.counts |= {"in": len(keys), "out": len(keys)}
     run.begin()
     tombstones.add(new)

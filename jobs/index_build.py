@@ -1,4 +1,4 @@
-"""One modality's file of a new index version: built, or made of the published one's by adding and taking away."""
+"""One modality's file of a new index version, built from nothing."""
 
 from __future__ import annotations
 
@@ -10,37 +10,29 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from jobs.index_changes import Changes, Now
+from jobs.index_changes import Now
 from pipeline.engine import Engine, Quarantined
 from pipeline.index import (
-    BLOCK,
-    Keys,
+    Answers,
     Kind,
     ShardFiller,
     Source,
     Stored,
     Truth,
-    add,
     choose,
-    copy_file,
-    deepened,
     enough_memory,
     fill,
     hidden,
-    kind_of,
-    measure,
     merge_shards,
-    open_index,
-    remove,
     sample,
     sample_size,
     train,
     tune,
     write_index,
 )
+from pipeline.keys import both, minus
 from pipeline.ledger import Run
-from pipeline.records import Records
-from schemas.cards import IndexCard, IndexFile, Point
+from schemas.cards import IndexFile, Point
 from schemas.configs import IndexConfig
 from schemas.errors import ClipmillError, GateRefused
 
@@ -77,7 +69,7 @@ class Builder:
         count = len(self.now.present[modality])
         truth, tried = self._held_out(modality), list[tuple[Kind, Point]]()
         known = False
-        for kind in self._candidates(modality):
+        for kind in self.candidates(modality):
             if tried:
                 last, point = tried[-1]
                 print(
@@ -90,11 +82,12 @@ class Builder:
             with self.run.stage("tune"):
                 point, curve = tune(index, truth, self.config.recall)
             if point.recall_at_10 >= self.config.recall:
-                return self._write(modality, Made(index, truth, kind.factory, point, curve, count))
+                return self.write(modality, Made(index, truth, kind.factory, point, curve, count))
             tried.append((kind, point))
         raise self._refused(modality, tried)
 
-    def _candidates(self, modality: str) -> list[Kind]:
+    def candidates(self, modality: str) -> list[Kind]:
+        """Kinds to build, in the order in which to try them."""
         count, config = len(self.now.present[modality]), self.config
         if config.factory != "auto":
             return [Kind(config.factory, 0.0, 0.0, 0.0)]
@@ -137,9 +130,9 @@ class Builder:
         """Queries: vectors of the other modality, which are never in this index; else own vectors of sampled keys."""
         other = "text" if modality == "image" else "image"
         present, wanted = self.now.present, self.config.queries
-        both = np.intersect1d(present[modality], present[other], assume_unique=True)
-        across = both[np.sort(sample(len(both), wanted))]
-        alone = np.setdiff1d(present[modality], both, assume_unique=True)
+        pairs = both(present[modality], present[other])
+        across = pairs[np.sort(sample(len(pairs), wanted))]
+        alone = minus(present[modality], pairs)
         alone = alone[np.sort(sample(len(alone), wanted - len(across)))] if len(across) < wanted else alone[:0]
         queries = [self.now.sources[other].take(across), self.now.sources[modality].take(alone)]
         own = np.concatenate([np.full(len(across), -1, np.int64), alone])
@@ -168,97 +161,15 @@ class Builder:
             expected=expected, actual=f"{best.recall_at_10:.3f} at best ({kind.factory}{size})", remedy=remedy,
         )  # fmt: skip
 
-    # -- from the published one ----------------------------------------------------------------------
-
-    def outdated(self, modality: str, file: IndexFile) -> str | None:
-        """Why a file is to be built anew although its vectors are those of the table; None: it is not."""
-        config, count, dim = self.config, len(self.now.present[modality]), self.now.encoder.dim
-        kinds = self._candidates(modality)
-        if config.factory != "auto":
-            if file.factory != config.factory:
-                return "factory"
-        elif kind_of(file.factory) not in {kind.name for kind in kinds}:
-            return "kind"
-        elif config.memory is not None and file.bytes > config.memory:
-            return "memory"
-        trains = sample_size(file.factory, dim) > 0
-        moved = config.factory == "auto" and bool(kinds) and kind_of(file.factory) != kinds[0].name
-        if (trains or moved) and count > (1 + config.max_growth) * file.trained_on:
-            return "growth"
-        return None
-
-    def unchanged(self, modality: str, before: IndexCard) -> bool:
-        """Is the published file good as it is, if its vectors are the table's?"""
-        if modality not in {f.modality for f in before.files}:
-            return False
-        file = before.file(modality)
-        return self.outdated(modality, file) is None and file.recall_at_10 >= self.config.recall
-
-    def update(self, modality: str, before: IndexCard, changes: Changes, fresh: Records | None) -> IndexFile:
-        """The published file with what changed since, or one built anew. ``fresh``: the records written by this run.
-
-        Raises:
-            CardError: the published file, or its truth, is damaged.
-            GateRefused: no kind reaches the target.
-        """
-        if modality not in {f.modality for f in before.files}:
-            return self.build(modality, "new")
-        file = before.file(modality)
-        if why := self.outdated(modality, file):
-            return self.build(modality, why)
-        gone = np.union1d(changes.gone[modality], changes.changed(modality))
-        new = np.union1d(changes.added[modality], changes.changed(modality))
-        old = self.folder / before.version
-        if not len(gone) and not len(new) and file.recall_at_10 >= self.config.recall:
-            for name in (file.path, _truth_path(modality)):
-                copy_file(old / name, self.folder / self.run.id / name)
-            return file
-        with self.run.stage("open"):
-            index = open_index(old / file.path, file, mapped=False)
-            truth = Truth.load(old / _truth_path(modality))
-        with self.run.stage("add"):
-            truth = self._changed(index, truth, modality, (gone, new), fresh)
-        if int(index.ntotal) - hidden(index) != len(self.now.present[modality]):
-            return self.build(modality, "other keys than the table's")
-        if hidden(index) and hidden(index) >= self.config.max_deleted * int(index.ntotal):
-            return self.build(modality, "tombstones")
-        return self._measured(modality, file, index, truth)
-
-    def _changed(
-        self, index: Any, truth: Truth, modality: str, keys: tuple[Keys, Keys], fresh: Records | None
-    ) -> Truth:
-        """Take vectors out of an index and add others, in place; the truth after it."""
-        gone, new = keys
-        remove(index, gone)
-        truth = truth.excluding(gone)
-        for start in range(0, len(new), BLOCK):
-            some = new[start : start + BLOCK]
-            assert fresh is not None, "new keys have new records"
-            vectors = fresh.vectors(some, modality)
-            add(index, some, vectors)
-            truth = truth.including(some, vectors)
-        if not truth.deep_enough():
-            truth = Truth.of(truth.queries, self.now.sources[modality].batches(), truth.own)
-        return truth
-
-    def _measured(self, modality: str, file: IndexFile, index: Any, truth: Truth) -> IndexFile:
-        """Measure at the parameters as they were; if they do not do any more, tune anew; if that does not, build."""
-        with self.run.stage("tune"):
-            point, curve = measure(index, truth, file.search), file.curve
-            if point.recall_at_10 < self.config.recall:
-                deeper = deepened(index, truth, self.config.recall, file.search)
-                point, curve = (deeper, curve) if deeper else tune(index, truth, self.config.recall)
-        if point.recall_at_10 < self.config.recall:
-            return self.build(modality, "recall")
-        return self._write(modality, Made(index, truth, file.factory, point, curve, file.trained_on))
-
     # -- on disk -------------------------------------------------------------------------------------
 
-    def _write(self, modality: str, made: Made) -> IndexFile:
+    def write(self, modality: str, made: Made) -> IndexFile:
+        """Write an index and its truth; the entry in the card."""
         folder, path = self.folder / self.run.id, f"{modality}.faiss"
         with self.run.stage("write"):
             size, sha256 = write_index(made.index, folder / path)
-            made.truth.save(folder / _truth_path(modality))
+            made.truth.save(folder / truth_path(modality))
+            Answers.of(made.index, made.truth, made.point.search).save(folder / answers_path(modality))
         return IndexFile(
             path=path,
             modality=modality,
@@ -277,8 +188,14 @@ class Builder:
         )
 
 
-def _truth_path(modality: str) -> str:
+def truth_path(modality: str) -> str:
+    """Where a version has the truth of a modality."""
     return f"{modality}.truth.npz"
+
+
+def answers_path(modality: str) -> str:
+    """Where it has what a search of the large file finds for the truth's queries."""
+    return f"{modality}.answers.npz"
 
 
 def size_text(count: int) -> str:

@@ -11,14 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.index import Keys, Source
+from jobs.audit import New
+from pipeline.index import Source
+from pipeline.keys import NONE, Keys, both, minus, union
 from pipeline.records import Records, record_batches
+from pipeline.tables import Table
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard, IndexCard
 from schemas.records import VECTORS
 
 MODALITIES = tuple(VECTORS)
-_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,27 @@ class Now:
     present: Mapping[str, Keys]
 
     @classmethod
-    def of(cls, workspace: Workspace, encoder: EncoderCard, versions: Mapping[str, int], deleted: Keys) -> Now:
+    def of(
+        cls,
+        workspace: Workspace,
+        encoder: EncoderCard,
+        versions: Mapping[str, int],
+        deleted: Keys,
+        before: IndexCard | None = None,
+        records: Records | None = None,
+    ) -> Now:
+        """``before``, and its records: where the table has only grown since, its new files alone are read."""
         table, version = workspace.table("embeddings"), versions["embeddings"]
         sources = {m: Source(table, encoder.id, m, version, encoder.dim, deleted) for m in MODALITIES}
-        return cls(workspace, encoder, versions, deleted, sources, {m: s.keys() for m, s in sources.items()})
+        new = None if before is None else _added_files(table, before.table_version, version)
+        present = None if records is None or new is None else _grown(records, sources, new)
+        if present is None:
+            present = {m: source.keys() for m, source in sources.items()}
+        return cls(workspace, encoder, versions, deleted, sources, present)
 
     def keys(self) -> Keys:
         """Those with a vector of any modality, sorted."""
-        return np.unique(np.concatenate(list(self.present.values())))
+        return union(*self.present.values())
 
     def records(self, keys: Keys) -> Iterator[pa.RecordBatch]:
         """The records of these keys as the tables have them now."""
@@ -65,31 +80,31 @@ class Changes:
     gone_keys: Keys
     rows: Iterator[pa.RecordBatch]
     something: bool = False
-    new_keys: Keys = field(default_factory=lambda: _NONE)
+    new_keys: Keys = field(default_factory=lambda: NONE)
     _changed: dict[str, list[Keys]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
 
     @classmethod
     def since(cls, before: IndexCard, records: Records, now: Now) -> Changes:
         """``records``: those of the version ``before``."""
         has = {m: records.has(m) for m in MODALITIES}
-        had = np.union1d(*has.values())
+        had = union(*has.values())
         keys = now.keys()
         changes = cls(
-            added={m: _less(now.present[m], has[m]) for m in MODALITIES},
-            gone={m: _less(has[m], now.present[m]) for m in MODALITIES},
-            gone_keys=_less(had, keys),
+            added={m: minus(now.present[m], has[m]) for m in MODALITIES},
+            gone={m: minus(has[m], now.present[m]) for m in MODALITIES},
+            gone_keys=minus(had, keys),
             rows=iter(()),
-            new_keys=_less(keys, had),
+            new_keys=minus(keys, had),
         )
-        looked_at = np.union1d(touched(before, now), np.union1d(*changes.added.values()))
-        wanted = np.union1d(looked_at, np.setdiff1d(np.union1d(*changes.gone.values()), changes.gone_keys))
+        looked_at = union(touched(before, now), *changes.added.values())
+        wanted = union(looked_at, minus(union(*changes.gone.values()), changes.gone_keys))
         fresh = changes._differing(now.records(wanted), records) if len(wanted) else iter(())
         changes.rows = _peeked(fresh, changes, records.schema)
         return changes
 
     def changed(self, modality: str) -> Keys:
         """Keys with another vector than the stored one, sorted."""
-        return np.unique(np.concatenate([_NONE, *self._changed[modality]]))
+        return union(*self._changed[modality])
 
     def _differing(self, batches: Iterator[pa.RecordBatch], records: Records) -> Iterator[pa.RecordBatch]:
         """Rows that the records lack or have otherwise; notes which vectors have changed."""
@@ -121,7 +136,7 @@ def touched(before: IndexCard, now: Now) -> Keys:
 
     No file ever changes, so all other rows are as they were.
     """
-    found = [_NONE]
+    found: list[Keys] = []
     for name, since in (("embeddings", before.table_version), ("images", before.images_version)):
         table, version = now.workspace.table(name), now.versions[name]
         if version < 0 or version == since:
@@ -133,13 +148,34 @@ def touched(before: IndexCard, now: Now) -> Keys:
             if own:
                 keys = keys[np.asarray(pc.fill_null(pc.equal(batch.column("encoder"), now.encoder.id), False))]
             found.append(keys)
-    return np.intersect1d(np.concatenate(found), now.keys())
+    return both(union(*found), now.keys())
 
 
-def new_files(before: IndexCard, now: Now) -> set[str]:
-    """Files of embeddings that came since the version."""
-    table = now.workspace.table("embeddings")
-    return table.paths(now.versions["embeddings"]) - table.seen_paths(before.table_version)
+def _added_files(table: Table, since: int, version: int) -> set[str] | None:
+    """Files that came since a version; None where others went, whose rows are elsewhere or nowhere by now."""
+    seen, there = table.seen_paths(since), table.paths(version)
+    return there - seen if seen and seen <= there else None
+
+
+def _grown(records: Records, sources: Mapping[str, Source], files: set[str]) -> dict[str, Keys] | None:
+    """The keys that have a vector: those of the records, and of new files. None where a key is in both, or twice."""
+    present = {}
+    for modality, source in sources.items():
+        new = source.keys(files)
+        if (new[1:] == new[:-1]).any() or records.known(new).any():
+            return None
+        present[modality] = union(minus(records.has(modality), source.without), new)
+    return present
+
+
+def new_files(before: IndexCard, now: Now) -> New:
+    """What came since the version."""
+    embeddings, images = (now.workspace.table(name) for name in ("embeddings", "images"))
+    version = now.versions["images"]
+    return New(
+        embeddings.paths(now.versions["embeddings"]) - embeddings.seen_paths(before.table_version),
+        _added_files(images, before.images_version, version) if version >= 0 else None,
+    )
 
 
 def same(mine: pa.Array, theirs: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -171,7 +207,3 @@ def _peeked(fresh: Iterator[pa.RecordBatch], changes: Changes, schema: pa.Schema
         empty = [empty_records(changes.gone_keys, schema if first is None else first.schema)]
     changes.something = first is not None or bool(empty) or any(len(k) for k in changes.gone.values())
     return chain([] if first is None else [first], fresh, empty)
-
-
-def _less(keys: Keys, others: Keys) -> Keys:
-    return np.setdiff1d(keys, others, assume_unique=True)

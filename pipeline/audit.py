@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.keys import Keys
 from pipeline.tables import Table
 from schemas.errors import AuditError, Reason
 
@@ -23,7 +24,6 @@ _SIMILARITY = 5e-3
 _BLOCK = 8192
 _MEMORY = "2GB"
 
-Keys = NDArray[np.int64]
 Vectors = NDArray[np.floating]
 
 
@@ -118,10 +118,16 @@ class Standing:
     missing: int
 
 
-def compare_with_images(embeddings: Table, images: Table, encoder: str, versions: Mapping[str, int | None]) -> Standing:
+def compare_with_images(
+    embeddings: Table,
+    images: Table,
+    encoder: str,
+    versions: Mapping[str, int | None],
+    files: Mapping[str, set[str]] | None = None,
+) -> Standing:
     """How one encoder's rows stand to the images, at these versions of both tables (None: the newest).
 
-    Only narrow columns are read; DuckDB spills to the disk.
+    Only narrow columns are read; DuckDB spills to the disk. ``files``: of each table, to read no others.
 
     Raises:
         WorkspaceError: a table cannot be read.
@@ -132,7 +138,8 @@ def compare_with_images(embeddings: Table, images: Table, encoder: str, versions
             ("embeddings", embeddings, "encoder", encoder),
             ("images", images, "status", str(Reason.OK)),
         ):
-            db.register("batches", table.batches(("pair_key", "sha256", column), versions[name]))
+            some = None if files is None else files[name]
+            db.register("batches", table.batches(("pair_key", "sha256", column), versions[name], some))
             # upper(): a plain comparison is pushed down into Arrow, which cannot make it on string views.
             query = f"CREATE TABLE {name} AS SELECT pair_key, sha256 FROM batches WHERE upper({column}) = upper($value)"  # noqa: S608
             db.execute(query, {"value": value})

@@ -13,13 +13,12 @@ import uuid
 from threading import Lock
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from upath import UPath
 
+from pipeline.keys import Keys, union
 from pipeline.storage import storage_error, write_atomic
 from schemas.errors import UsageError, WorkspaceError
-
-Keys = NDArray[np.int64]
 
 _SETTLED_NS = 2_000_000_000
 """A folder's time of change is trusted if it is so much older than the look at it. Clocks tick: of two files made
@@ -58,7 +57,7 @@ class Tombstones:
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() > np.iinfo(np.int64).max:
             raise UsageError("these are no keys", expected="non-negative int64", actual=str(keys)[:100])
         file = io.BytesIO()
-        np.save(file, np.unique(rows.astype(np.int64)))
+        np.save(file, union(rows.astype(np.int64)))
         try:
             write_atomic(self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.npy", file.getvalue())
         except OSError as exc:
@@ -129,6 +128,6 @@ class Tombstones:
 
 
 def _sorted(parts: list[Keys]) -> Keys:
-    keys = np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
+    keys = union(*parts)
     keys.flags.writeable = False
     return keys

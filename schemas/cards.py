@@ -76,13 +76,26 @@ class Point(Card):
     ms_per_query: float
 
 
+class SideFile(Card):
+    """A small FAISS file of what came since its large one was written, and keys of that one that no longer count."""
+
+    path: str
+    factory: str
+    count: int
+    bytes: int
+    sha256: str
+    gone: int = Field(description="keys of the large file that went, or are in this one with another vector")
+    gone_path: str
+    gone_sha256: str = Field(description="over the keys in it")
+
+
 class IndexFile(Card):
     """One FAISS file of an index version, with what was measured on it."""
 
     path: str
     modality: str = Field(pattern="^(image|text)$")
     factory: str = Field(description="FAISS factory string")
-    count: int = Field(description="vectors that a search can find")
+    count: int = Field(description="vectors that a search can find, those beside it among them")
     deleted: int = Field(0, description="vectors still in the file that no search finds: its tombstones")
     bytes: int
     sha256: str
@@ -93,6 +106,17 @@ class IndexFile(Card):
     search: dict[str, int] = Field(default_factory=dict, description="search-time parameters, e.g. nprobe")
     curve: tuple[Point, ...] = Field((), description="what was tried on the way to these parameters")
     trained_on: int = Field(0, description="vectors there when the lists were trained; growth is counted from here")
+    side: SideFile | None = Field(None, description="what came since the file was written, and is searched with it")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All its files, within the version's folder."""
+        return (self.path, self.side.path, self.side.gone_path) if self.side else (self.path,)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the large file and the small one."""
+        return self.bytes + (self.side.bytes if self.side else 0)
 
 
 class Segment(Card):

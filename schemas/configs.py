@@ -197,6 +197,9 @@ class IndexConfig(JobConfig):
     queries: int = Field(500, ge=1, description="held-out queries that the recall is measured on")
     shard_size: int = Field(1_000_000, ge=1, description="vectors added by one task; more go over Ray and are merged")
     rebuild: bool = Field(False, description="build from nothing even where adding would do")
+    max_beside: float = Field(
+        0.05, ge=0, le=1, description="share of new vectors up to which they lie in a small file beside the large one"
+    )
     max_deleted: float = Field(0.1, ge=0, le=1, description="share of tombstones from which an index is built anew")
     max_growth: float = Field(0.25, ge=0, description="growth since the last training from which it is built anew")
     delete: CommaList = Field((), description="pair_keys, or files of them, that no search finds from now on")

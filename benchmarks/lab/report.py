@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,17 +83,19 @@ L = TypeVar("L", bound=Laboratory)
 
 def run_parts(
     report: Report,
-    parts: Mapping[str, Callable[[L], list[Line]]],
+    parts: Mapping[str, Callable[[L], Iterable[Line]]],
     wanted: Sequence[str],
     lab: L,
     setting: dict[str, str],
 ) -> None:
-    """Run the wanted parts one after another; each one's lines are printed and in the report as soon as it is over."""
+    """Run the wanted parts one after another; each line is in the report as soon as it is there."""
     for part in wanted:
         print(f"\n{part}: {(parts[part].__doc__ or '').rstrip('.')}", flush=True)
         lab.raw = []
-        lines = parts[part](lab)
-        report.add(part, setting, lines, lab.raw)
+        lines: list[Line] = []
+        for line in parts[part](lab):
+            lines.append(line)
+            report.add(part, setting, lines, lab.raw)
         print("\n".join(table(lines)), flush=True)
     print(f"\nwritten: {report.markdown}, {report.json}")
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.collection import choice
-from pipeline.collection.exact import Found, Keys
+from pipeline.collection.exact import Found
 from pipeline.collection.opened import Opened
 from pipeline.collection.results import Results, as_results, plain
 from pipeline.collection.terms import Encoding, Vectors, checked_vector, describe, question_of, weighted
 from pipeline.encoders import only_one
+from pipeline.keys import Keys
 from pipeline.tombstones import Tombstones
 from pipeline.workspace import Workspace
 from schemas.cards import IndexCard
@@ -354,7 +355,7 @@ def _chosen(opened: Opened, question: Question, similarity: NDArray[np.float32],
 
 
 def _bytes(card: IndexCard) -> int:
-    return sum(file.bytes for file in card.files) + sum(segment.bytes for segment in card.segments)
+    return sum(file.total_bytes for file in card.files) + sum(segment.bytes for segment in card.segments)
 
 
 def _mismatch(encoder: str, card: IndexCard) -> EncoderMismatch:

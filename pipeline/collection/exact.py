@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.keys import Keys
 from pipeline.records import Records
 
-Keys = NDArray[np.int64]
 Similarity = NDArray[np.float32]
 Found = tuple[Similarity, Keys]
 

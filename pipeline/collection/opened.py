@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from pipeline.collection.exact import Found, Keys, nothing, ordered, rescored, scan
+from pipeline.collection.exact import Found, nothing, ordered, rescored, scan
 from pipeline.index import open_index, search
+from pipeline.keys import Keys, among, both, minus
 from pipeline.records import Records
 from schemas.cards import IndexCard
 from schemas.errors import UsageError
@@ -56,7 +57,7 @@ class Opened:
         """Of the deleted keys those that are still in this version, sorted; remembered as long as it is that array."""
         asked, found = self._gone
         if asked is not deleted:
-            found = np.intersect1d(deleted, self.records.keys, assume_unique=True)
+            found = both(deleted, self.records.keys)
             self._gone = deleted, found
         return found
 
@@ -64,8 +65,8 @@ class Opened:
         """Which of these keys, of any shape, are there (with a vector of this modality) and not deleted."""
         having = self.records.keys if modality is None else self.records.has(modality)
         gone = self.gone(deleted)
-        there = _among(having, keys)
-        return there & ~_among(gone, keys) if len(gone) else there
+        there = among(having, keys)
+        return there & ~among(gone, keys) if len(gone) else there
 
     def count(self, modality: str) -> int:
         """How many vectors there are to be found, deleted ones included."""
@@ -88,7 +89,7 @@ class Opened:
         if where is not None:
             return self._filtered(queries, k, modality, where, gone)
         if k > _MOST_FETCHED:
-            return scan(self.records, queries, _minus(self.records.has(modality), gone), modality, k)
+            return scan(self.records, queries, minus(self.records.has(modality), gone), modality, k)
         return self._again(queries, self._nearest(queries, k, modality, gone), modality)
 
     def matching(self, where: str, modality: str, gone: Keys) -> Keys:
@@ -100,8 +101,8 @@ class Opened:
                 return known[1]
         keys, having = self.records.matching(where), self.records.has(modality)
         if having is not self.records.keys:
-            keys = np.intersect1d(keys, having, assume_unique=True)
-        keys = _minus(keys, gone)
+            keys = both(keys, having)
+        keys = minus(keys, gone)
         with self._lock:
             self._matches[where, modality] = gone, keys
             while len(self._matches) > _REMEMBERED:
@@ -119,7 +120,7 @@ class Opened:
         short = np.arange(len(queries))
         while len(short) and fetched <= _MOST_FETCHED:
             similarity, keys = self._nearest(queries[short], fetched, modality, gone, math.sqrt(spread))
-            passed = _among(only, keys)
+            passed = among(only, keys)
             enough = passed.sum(axis=1) >= k
             done = short[enough]
             if len(done):
@@ -145,19 +146,3 @@ class Opened:
         if _IS_EXACT.fullmatch(self.card.file(modality).factory):
             return ordered(*found)
         return rescored(self.records, queries, found, modality)
-
-
-def _minus(keys: Keys, gone: Keys) -> Keys:
-    """Sorted keys without the sorted ``gone``."""
-    if not len(gone) or not len(keys):
-        return keys
-    at = np.searchsorted(keys, gone)
-    at = at[keys[np.minimum(at, len(keys) - 1)] == gone]
-    return np.delete(keys, at)
-
-
-def _among(keys: Keys, these: Keys) -> NDArray[np.bool_]:
-    """Which of ``these``, of any shape, are in the sorted ``keys``."""
-    if not len(keys):
-        return np.zeros(these.shape, np.bool_)
-    return np.asarray(keys[np.minimum(np.searchsorted(keys, these), len(keys) - 1)] == these)

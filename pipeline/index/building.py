@@ -10,9 +10,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.keys import Keys
 from schemas.errors import ClipmillError
 
-Keys = NDArray[np.int64]
 Vectors = NDArray[np.floating]
 
 BLOCK = 32_768

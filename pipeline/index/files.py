@@ -12,9 +12,12 @@ import faiss
 import numpy as np
 from upath import UPath
 
-from pipeline.index.building import Keys, Vectors
+from pipeline.index.arrays import load_arrays
+from pipeline.index.building import Vectors
+from pipeline.index.extended import Extended
+from pipeline.keys import Keys
 from pipeline.storage import storage_error, write_atomic
-from schemas.cards import IndexFile
+from schemas.cards import IndexFile, SideFile
 from schemas.errors import CardError
 
 _HASHED = 65_536
@@ -47,9 +50,20 @@ def write_index(index: Any, path: UPath) -> tuple[int, str]:
     return found
 
 
-def open_index(path: str | UPath, file: IndexFile, verify: bool = True, mapped: bool = True) -> faiss.Index:
-    """The index that a card describes: see :func:`open_file`."""
-    return open_file(UPath(path), file.bytes, file.sha256, verify=verify, mapped=mapped)
+def open_index(path: str | UPath, file: IndexFile, verify: bool = True, mapped: bool = True) -> faiss.Index | Extended:
+    """The index that a card describes, with what lies beside it: see :func:`open_file`."""
+    main = open_file(UPath(path), file.bytes, file.sha256, verify=verify, mapped=mapped)
+    return main if file.side is None else Extended(main, *open_side(UPath(path).parent, file.side, verify))
+
+
+def open_side(folder: UPath, file: SideFile, verify: bool = True) -> tuple[faiss.Index, Keys]:
+    """The small index beside a large one, and the keys of that one which no longer count.
+
+    Raises:
+        CardError: a file is gone, or another one.
+    """
+    index = open_file(folder / file.path, file.bytes, file.sha256, verify=verify)
+    return index, load_arrays(folder / file.gone_path, file.gone_sha256)["keys"].astype(np.int64)
 
 
 def open_file(path: UPath, size: int, sha256: str, *, verify: bool = True, mapped: bool = True) -> faiss.Index:

@@ -35,6 +35,8 @@ EXACT_UP_TO = 50_000
 _GRAPH_FROM = 16_384
 """Lists from which their centroids are searched through a graph."""
 _ID = 8
+_FEW = 256
+"""Vectors that are compared one by one as quickly as by their codes."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ def enough_memory(count: int, dim: int, target: float, memory: int) -> int | Non
     """Bytes of the smallest kind beyond ``memory`` that can be expected to reach ``target``; None: there is none."""
     larger = [kind.bytes(count, dim) for kind in kinds(count, dim) if kind.recall >= target]
     return min((size for size in larger if size > memory), default=None)
+
+
+def kind_beside(factory: str, count: int, dim: int) -> str:
+    """The kind of a small index, to be searched whole beside one of ``factory``: exact where that one is."""
+    exact = kind_of(factory) in ("IDMap,Flat", "IDMap,SQfp16") or count < _FEW
+    return "IDMap,SQfp16" if exact or dim % 8 else "IDMap,IVF1,RaBitQfs,Refine(SQfp16)"
 
 
 def kind_of(factory: str) -> str:

@@ -1,34 +1,100 @@
-"""How good an index is: recall against the truth, latency; and the cheapest search that reaches a target."""
+"""What a search answers to the truth's queries, and what that says of it: recall and latency."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Self
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
+from upath import UPath
 
-from pipeline.index.building import Keys, Vectors, lists
-from pipeline.index.searching import search
-from pipeline.index.truth import Similarities, Truth
+from pipeline.index.arrays import broken, load_arrays, save_arrays
+from pipeline.index.building import Vectors
+from pipeline.index.extended import Extended
+from pipeline.index.searching import Found, best_of, dropped, search
+from pipeline.index.truth import Truth
+from pipeline.keys import Keys
 from schemas.cards import Point
 
-_FACTORS = (1, 2, 4, 8, 16, 32)
-_EFFORTS = (16, 32, 64, 128, 256, 512)
 _TIMED = 100
 """Queries whose latency is measured, within some tenths of a second."""
 _SECONDS = 0.2
 _WARM = 3
 _FEWEST = 50
-_BEGIN, _STEP = 3, 4
-_DEEPER = 3
-_AROUND = (-9, -7, -5, -3, -2, -1, 1, 3)
-_SPARE = 0.25
-"""Of what a target leaves to 1: so much more is aimed at, that a recall does not sink below it the next night."""
 _ASKED_SECONDS = 2.0
 
 Parameters = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To the first q queries of a truth: of k = 10 and of k = 100, keys int64 and similarities float32 [q, k]; ``ms``:
+    the median of one query at a time on one thread, k = 10.
+
+    Kept beside a large index: what a small one adds to it can be measured without searching the large one again.
+    """
+
+    ten_keys: Keys
+    ten_similarity: NDArray[np.float32]
+    hundred_keys: Keys
+    hundred_similarity: NDArray[np.float32]
+    ms: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, index: faiss.Index | Extended, truth: Truth, parameters: Parameters, hundred: bool = True) -> Self:
+        """A slow search is asked fewer queries: as many as some seconds allow, and fifty at least. ``hundred``: False
+        leaves k = 100 out."""
+        ms = latency(index, truth.queries[:_TIMED], parameters)
+        asked = max(_FEWEST, int(_ASKED_SECONDS * 1e3 / max(ms, 1e-3)))
+        ten = _found(index, truth, asked, 10, parameters)
+        more = _found(index, truth, asked, 100, parameters) if hundred else (ten[0][:, :0], ten[1][:, :0])
+        return cls(ten[1], ten[0], more[1], more[0], np.array(ms))
+
+    def point(self, truth: Truth, parameters: Parameters) -> Point:
+        """What a search with these parameters, which gave these answers, reaches."""
+        ten = self.ten_keys, self.ten_similarity
+        return Point(
+            search=parameters,
+            recall_at_1=truth.recall(1, *ten),
+            recall_at_10=truth.recall(10, *ten),
+            recall_at_100=truth.recall(100, self.hundred_keys, self.hundred_similarity),
+            ms_per_query=float(self.ms),
+        )
+
+    def beside(self, side: faiss.Index, gone: Keys, truth: Truth) -> Self:
+        """Of an :class:`Extended` of the index that gave these answers: with what the small index finds, and without
+        the keys ``gone``, in whose place the large one would find others. The recall is this or better."""
+        asked = len(self.ten_keys)
+        some = []
+        for k, keys, similarity in (
+            (10, self.ten_keys, self.ten_similarity),
+            (100, self.hundred_keys, self.hundred_similarity),
+        ):
+            some.append(best_of(dropped(similarity, keys, gone), _found(side, truth, asked, k, {}), k))
+        (ten_similarity, ten_keys), (hundred_similarity, hundred_keys) = some
+        ms = self.ms + latency(side, truth.queries[:_TIMED], {})
+        return type(self)(ten_keys, ten_similarity, hundred_keys, hundred_similarity, ms)
+
+    def save(self, path: UPath) -> None:
+        """As .npz, with a digest of itself."""
+        save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: UPath) -> Self:
+        """Raises CardError where the file is not there, or not what was written."""
+        try:
+            return cls(**load_arrays(path))  # type: ignore[arg-type]
+        except TypeError as exc:
+            raise broken(path, str(exc)) from exc
+
+
+def measure(index: faiss.Index | Extended, truth: Truth, parameters: Parameters, hundred: bool = True) -> Point:
+    """What the search with these parameters reaches: recall@1 and @10 of k = 10, recall@100 of k = 100 (``hundred``:
+    else 0), latency."""
+    return Answers.of(index, truth, parameters, hundred).point(truth, parameters)
 
 
 def recall(found: Keys, truth: Keys) -> float:
@@ -37,7 +103,7 @@ def recall(found: Keys, truth: Keys) -> float:
     return float(sum(hits) / max((truth >= 0).sum(), 1))
 
 
-def latency(index: faiss.Index, queries: Vectors, parameters: Parameters) -> float:
+def latency(index: faiss.Index | Extended, queries: Vectors, parameters: Parameters) -> float:
     """Median milliseconds of one query on one thread, k = 10; of as many queries as some tenths of a second allow."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -56,127 +122,7 @@ def latency(index: faiss.Index, queries: Vectors, parameters: Parameters) -> flo
     return float(np.median(seconds) * 1e3) if seconds else 0.0
 
 
-def measure(index: faiss.Index, truth: Truth, parameters: Parameters, hundred: bool = True) -> Point:
-    """What the search with these parameters reaches: recall@1 and @10 of k = 10, recall@100 of k = 100, latency.
-
-    A slow search is asked fewer queries: as many as some seconds allow, and fifty at least. ``hundred``: False leaves
-    recall@100 out, as 0.
-    """
-    ms = latency(index, truth.queries[:_TIMED], parameters)
-    asked = max(_FEWEST, int(_ASKED_SECONDS * 1e3 / max(ms, 1e-3)))
-    ten = _found(index, truth, asked, 10, parameters)
-    return Point(
-        search=parameters,
-        recall_at_1=truth.recall(1, *ten),
-        recall_at_10=truth.recall(10, *ten),
-        recall_at_100=truth.recall(100, *_found(index, truth, asked, 100, parameters)) if hundred else 0.0,
-        ms_per_query=ms,
-    )
-
-
-def tune(index: faiss.Index, truth: Truth, target: float) -> tuple[Point, tuple[Point, ...]]:
-    """The fastest search whose recall@10 reaches ``target``, and some more; and all that was tried, from fast to exact.
-
-    Where none reaches it: the best. recall@100 is measured of the one that is taken. Recall grows with each parameter,
-    so that only settings about the border are tried: with the largest ``k_factor`` the fewest lists, then fewer
-    candidates, with some more lists if need be.
-    """
-    depths, factors = axes(index)
-    aim = target + _SPARE * (1 - target)
-    tried: dict[tuple[int, int], Point] = {}
-
-    def at(depth: int, factor: int) -> Point:
-        key = depth, factor
-        if key not in tried:
-            tried[key] = measure(index, truth, _parameters(index, depths[depth], factors[factor]), hundred=False)
-        return tried[key]
-
-    last, widest = len(depths) - 1, len(factors) - 1
-
-    def reaches(depth: int, factor: int) -> bool:
-        return at(depth, factor).recall_at_10 >= aim
-
-    depth = _first(lambda d: reaches(d, widest), last)
-    for factor in reversed(range(widest)):
-        enough = next((d for d in range(depth, min(depth + 3, last + 1)) if reaches(d, factor)), None)
-        if enough is None:
-            break
-        depth = enough
-    best = _best(list(tried.values()), aim, target)
-    deepest, factor = next(key for key, point in tried.items() if point is best)
-    for depth in (deepest + step for step in _AROUND):  # for the picture
-        if 0 <= depth <= last and best.recall_at_10 < 1.0:
-            at(depth, factor)
-    points = list(tried.values())
-    best = _best(points, aim, target)
-    points[points.index(best)] = best = measure(index, truth, best.search)
-    return best, tuple(sorted(points, key=lambda p: (p.ms_per_query, p.recall_at_10)))
-
-
-def deepened(index: faiss.Index, truth: Truth, target: float, present: Parameters) -> Point | None:
-    """The same search, some steps deeper, if that is enough to reach ``target`` again; None: tune anew."""
-    depths, _ = axes(index)
-    name = next((n for n in ("nprobe", "efSearch") if n in present), None)
-    for depth in [d for d in depths if name and d > present[name]][:_DEEPER]:
-        point = measure(index, truth, present | {str(name): depth})
-        if point.recall_at_10 >= target:
-            return point
-    return None
-
-
-def _first(reaches: Callable[[int], bool], last: int) -> int:
-    """The first of 0 ... ``last`` that reaches, if what is larger reaches more; ``last`` where none does.
-
-    In steps from the small ones, as the large ones cost most, then by halves.
-    """
-    below, at = -1, min(_BEGIN, last)
-    while not reaches(at):
-        if at == last:
-            return last
-        below, at = at, min(at + _STEP, last)
-    while at - below > 1:
-        middle = (below + at) // 2
-        below, at = (below, middle) if reaches(middle) else (middle, at)
-    return at
-
-
-def frontier(points: tuple[Point, ...]) -> list[Point]:
-    """Those points that no faster one surpasses, by latency."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.ms_per_query, -p.recall_at_10)):
-        if not kept or point.recall_at_10 > kept[-1].recall_at_10:
-            kept.append(point)
-    return kept
-
-
-def axes(index: Any) -> tuple[list[int], list[int]]:
-    """What can be tuned: how deep a search goes (lists, or the graph's effort), and how many candidates it refines.
-
-    One zero where there is nothing to tune.
-    """
-    number, layers = lists(index), layers_of(index)
-    depths = [0]
-    if number > 1:
-        doubled = [2**i for i in range(number.bit_length())]
-        halves = [3 * 2**i for i in range(2, number.bit_length())]
-        depths = sorted(d for d in {*doubled, *halves, number} if d <= number)
-    elif any(isinstance(layer, faiss.IndexHNSW) for layer in layers):
-        depths = list(_EFFORTS)
-    factors = list(_FACTORS) if any(isinstance(layer, faiss.IndexRefine) for layer in layers) else [0]
-    return depths, factors
-
-
-def layers_of(index: Any) -> list[Any]:
-    """An index and those inside of it, the outermost first."""
-    found = [faiss.downcast_index(index)]
-    while True:
-        inside = getattr(found[-1], "base_index", None) or getattr(found[-1], "index", None)
-        if inside is None or not isinstance(inside, faiss.Index):
-            return found
-        found.append(faiss.downcast_index(inside))
-
-
-def _found(index: faiss.Index, truth: Truth, asked: int, k: int, parameters: Parameters) -> tuple[Keys, Similarities]:
+def _found(index: faiss.Index | Extended, truth: Truth, asked: int, k: int, parameters: Parameters) -> Found:
     """What a search for the truth's first queries returns, their own keys left out."""
     own = truth.own[:asked]
     some = bool((own >= 0).any())
@@ -184,17 +130,4 @@ def _found(index: faiss.Index, truth: Truth, asked: int, k: int, parameters: Par
     if some:
         order = np.argsort(keys == own[:, None], axis=1, kind="stable")[:, :k]  # own keys to the end
         similarity, keys = np.take_along_axis(similarity, order, 1), np.take_along_axis(keys, order, 1)
-    return keys, similarity
-
-
-def _parameters(index: Any, depth: int, factor: int) -> Parameters:
-    deep = {"nprobe" if lists(index) > 1 else "efSearch": depth} if depth else {}
-    return deep | ({"k_factor": factor} if factor else {})
-
-
-def _best(points: list[Point], *targets: float) -> Point:
-    """The fastest that reaches the first of the targets that any reaches; else the one that reaches most."""
-    for target in targets:
-        if enough := [p for p in points if p.recall_at_10 >= target]:
-            return min(enough, key=lambda p: p.ms_per_query)
-    return max(points, key=lambda p: p.recall_at_10)
+    return similarity, keys

@@ -8,7 +8,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.building import Keys, Vectors, hidden, lists
+from pipeline.index.building import Vectors, hidden, lists
+from pipeline.index.extended import Extended
+from pipeline.keys import Keys, minus
 from schemas.errors import ClipmillError
 
 Found = tuple[NDArray[np.float32], Keys]
@@ -23,7 +25,7 @@ _NOTHING = np.finfo(np.float32).min
 
 
 def search(
-    index: faiss.Index,
+    index: faiss.Index | Extended,
     queries: Vectors,
     k: int,
     parameters: dict[str, int] | None = None,
@@ -43,19 +45,45 @@ def search(
         raise ClipmillError(
             "a query has another dimension than the index", expected=f"D={index.d}", actual=str(rows.shape)
         )
+    if isinstance(index, Extended):
+        return _search_both(index, rows, k, parameters, only, without)
     similarity, keys = np.full((len(rows), k), _NOTHING, np.float32), np.full((len(rows), k), -1, np.int64)
     most = min(k, int(index.ntotal) - hidden(index))
     if len(rows) == 0 or most <= 0:
         return similarity, keys
     chosen = dict(parameters or {})
     if only is not None:
-        wanted = only if without is None else np.setdiff1d(only, without, assume_unique=True)
+        wanted = only if without is None else minus(only, without)
         some = _search(index, rows, most, chosen, faiss.IDSelectorBatch(np.ascontiguousarray(wanted, np.int64)))
     else:
         some = _search_without(index, rows, most, chosen, np.empty(0, np.int64) if without is None else without)
     width = some[1].shape[1]
     similarity[:, :width], keys[:, :width] = some
     return similarity, keys
+
+
+def _search_both(
+    index: Extended,
+    rows: NDArray[np.float32],
+    k: int,
+    parameters: dict[str, int] | None,
+    only: Keys | None,
+    without: Keys | None,
+) -> Found:
+    """The k best of what is found in the large index and in the small one."""
+    large = search(index.main, rows, k, parameters, only, index.without(without))
+    small = search(index.side, rows, k, None, only, without)
+    if not (small[1] >= 0).any():
+        return large
+    return best_of(large, small, k)
+
+
+def best_of(some: Found, others: Found, k: int) -> Found:
+    """The k best of two searches, which found no key both."""
+    similarity = np.concatenate([some[0], others[0]], axis=1)
+    keys = np.concatenate([some[1], others[1]], axis=1)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(keys, order, 1)
 
 
 def _search_without(index: Any, rows: NDArray[np.float32], k: int, chosen: dict[str, int], without: Keys) -> Found:
@@ -65,7 +93,7 @@ def _search_without(index: Any, rows: NDArray[np.float32], k: int, chosen: dict[
     more = min(deleted, 8 + 2 * k * deleted // total) if deleted else 0
     similarity, keys = _search(index, rows, min(k + more, total), chosen, None)
     if deleted:
-        similarity, keys = _dropped(similarity, keys, without)
+        similarity, keys = dropped(similarity, keys, without)
     similarity, keys = similarity[:, :k], keys[:, :k]
     short = np.flatnonzero((keys < 0).any(axis=1))
     if len(short) and (lists(index) > 1 or deleted):
@@ -78,7 +106,7 @@ def _search_without(index: Any, rows: NDArray[np.float32], k: int, chosen: dict[
     return similarity, keys
 
 
-def _dropped(similarity: NDArray[np.float32], keys: Keys, without: Keys) -> Found:
+def dropped(similarity: NDArray[np.float32], keys: Keys, without: Keys) -> Found:
     """The same less tombstones and the keys ``without``; what is left moves up."""
     bad = keys < 0
     if len(without):

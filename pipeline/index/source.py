@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.building import BLOCK, Keys
+from pipeline.index.building import BLOCK
+from pipeline.keys import NONE, Keys, minus
 from pipeline.tables import Table
 from pipeline.vectors import read_keys, read_vectors, vector_batches
 from schemas.errors import NothingToDo
@@ -29,15 +30,16 @@ class Source:
     modality: str
     version: int
     dim: int
-    without: Keys = field(default_factory=lambda: np.empty(0, np.int64))
+    without: Keys = field(default_factory=lambda: NONE)
 
-    def keys(self) -> Keys:
-        """All keys with a vector, sorted; none where there is none."""
+    def keys(self, paths: Collection[str] | None = None) -> Keys:
+        """All keys with a vector (in these files of the table), sorted; none where there is none."""
         try:
-            keys = np.sort(read_keys(self.table, self.encoder, self.modality, version=self.version, dim=self.dim))
+            found = read_keys(self.table, self.encoder, self.modality, version=self.version, dim=self.dim, paths=paths)
+            keys = np.sort(found)
         except NothingToDo:
-            return np.empty(0, np.int64)
-        return np.setdiff1d(keys, self.without, assume_unique=True)
+            return NONE
+        return minus(keys, self.without)
 
     def batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """All keys and vectors, some at a time; or one of ``world`` shares, which make up the whole in their order."""

@@ -5,10 +5,8 @@ It lies beside the index, and follows it: what is added or taken out changes som
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import faiss
@@ -16,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from pipeline.index.building import BLOCK, Keys, Vectors
-from pipeline.storage import write_atomic
-from schemas.errors import CardError
+from pipeline.index.arrays import broken, load_arrays, save_arrays
+from pipeline.index.building import BLOCK, Vectors
+from pipeline.keys import Keys
 
 DEPTH = 200
 """Neighbours kept of each query; those beyond the hundredth are spare."""
@@ -143,40 +141,13 @@ class Truth:
 
     def save(self, path: UPath) -> None:
         """As .npz, with a digest of itself."""
-        out = io.BytesIO()
-        parts = self._parts()
-        np.savez(out, digest=np.frombuffer(_digest(parts), np.uint8), **parts)  # type: ignore[arg-type]
-        write_atomic(path, out.getvalue())
+        names = (field.name for field in fields(self))
+        save_arrays(path, {name: getattr(self, name) for name in names})
 
     @classmethod
     def load(cls, path: UPath) -> Self:
         """Raises CardError where the file is not there, or not what was written."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                parts = {name: file[name] for name in file.files}
-            digest = parts.pop("digest").tobytes()
-            truth = cls(**parts)
-        except Exception as exc:  # zip, zlib, numpy and the file system each have their own
-            raise _broken(path, str(exc)) from exc
-        if digest != _digest(parts):
-            raise _broken(path, "another digest than its own")
-        return truth
-
-    def _parts(self) -> dict[str, NDArray[np.generic]]:
-        return {name: getattr(self, name) for name in ("queries", "own", "keys", "similarity", "floor")}
-
-
-def _digest(parts: dict[str, NDArray[np.generic]]) -> bytes:
-    digest = hashlib.sha256()
-    for name in sorted(parts):
-        digest.update(f"{name} {parts[name].dtype} {parts[name].shape}".encode())
-        digest.update(np.ascontiguousarray(parts[name]).tobytes())
-    return digest.digest()
-
-
-def _broken(path: UPath, actual: str) -> CardError:
-    return CardError(
-        f"{path} is not the truth that was written beside the index (truncated or changed)",
-        actual=actual,
-        remedy="build it again: clipmill index --rebuild",
-    )
+            return cls(**load_arrays(path))  # type: ignore[arg-type]
+        except TypeError as exc:
+            raise broken(path, str(exc)) from exc

@@ -83,7 +83,8 @@ def rollback(folder: UPath) -> IndexCard:
             else f"{card.previous} has been removed",
             remedy="keep more of them (--keep), or build the index again: clipmill index --rebuild",
         )  # fmt: skip
-    missing = [file.path for file in before.files if not (folder / before.version / file.path).exists()]
+    paths = [path for file in before.files for path in file.paths]
+    missing = [path for path in paths if not (folder / before.version / path).exists()]
     missing += [segment.path for segment in before.segments if not (folder / segment.path).exists()]
     if missing:
         raise UsageError(

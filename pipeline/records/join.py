@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.keys import Keys, among, minus, union
 from pipeline.records.files import mapped
-from pipeline.records.rows import Keys, Rows, among
+from pipeline.records.rows import Rows
 from pipeline.tables import Table
 from pipeline.vectors import read_vectors
 from pipeline.workspace import Workspace
@@ -74,7 +75,7 @@ def record_batches(
     """
     versions = versions or {}
     table, version = workspace.table("embeddings"), versions.get("embeddings")
-    wanted = None if keys is None else np.unique(np.asarray(keys, np.int64))
+    wanted = None if keys is None else union(np.asarray(keys, np.int64))
     own, paths = _own(table, version, encoder, wanted)
     if not len(own):
         return
@@ -187,7 +188,7 @@ def _told(workspace: Workspace, keys: Keys, versions: Mapping[str, int], file: s
             for batch in gathered(told, ROWS):
                 writer.write_batch(batch)
                 seen.append(batch.column("pair_key").to_numpy())
-            missing = np.setdiff1d(missing, np.concatenate(seen), assume_unique=True)
+            missing = minus(missing, union(*seen))
     return Rows(mapped(file), _TOLD)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
-from pipeline.records.rows import Keys, among
+from pipeline.keys import Keys, among
 from pipeline.tables import Table
 
 _AT_ONCE = 64

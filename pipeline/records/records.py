@@ -13,10 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from upath import UPath
 
+from pipeline.keys import Keys
 from pipeline.predicate import matching_values, named_columns
 from pipeline.records.files import check, local_file, mapped
 from pipeline.records.pictures import pictures
-from pipeline.records.rows import Keys, Places, Rows, widened
+from pipeline.records.rows import Places, Rows, widened
 from pipeline.workspace import Workspace
 from schemas.cards import Segment
 from schemas.errors import CardError, UsageError

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Keys = NDArray[np.int64]
+from pipeline.keys import Keys
+
 Places = NDArray[np.int64]
 
 
@@ -71,13 +72,6 @@ class Rows:
         back = np.empty(len(places), np.int64)
         back[np.concatenate(order)] = np.arange(len(places))
         return table.take(pa.array(back))
-
-
-def among(keys: Keys, these: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of ``these``, of any shape, are in the sorted ``keys``."""
-    if not len(keys):
-        return np.zeros(these.shape, np.bool_)
-    return np.asarray(keys[np.minimum(np.searchsorted(keys, these), len(keys) - 1)] == these)
 
 
 def _last_of_each(keys: Keys) -> tuple[Keys, Places]:

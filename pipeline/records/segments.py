@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 from upath import UPath
 
+from pipeline.keys import Keys, minus
 from pipeline.records.files import written
 from pipeline.records.join import ROWS
 from pipeline.records.records import Records
-from pipeline.records.rows import Keys, widened
+from pipeline.records.rows import widened
 from schemas.cards import Segment
 from schemas.errors import NothingToDo
 
@@ -63,7 +63,7 @@ def compact(
         NothingToDo: no record is left.
     """
     records = Records.open(folder, segments, verify)
-    keys = records.keys if without is None else np.setdiff1d(records.keys, without, assume_unique=True)
+    keys = records.keys if without is None else minus(records.keys, without)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(keys), ROWS):

@@ -8,7 +8,7 @@ between: see :mod:`pipeline.vectors.pages`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from upath import UPath
 
+from pipeline.keys import Keys
 from pipeline.tables import Table
 from pipeline.vectors.pages import NotPlain, plain_values
 from pipeline.vectors.plan import (
     Filter,
     Group,
-    Keys,
     Places,
     Source,
     batched,
@@ -49,13 +49,15 @@ class Which(TypedDict, total=False):
     """Which rows, and of which version of the table. Without any: all rows of the newest.
 
     ``keys``: from the first up to, but not including, the second. ``among``: these keys, sorted. ``where``: an SQL
-    predicate over the table's columns but the vectors. ``rank`` of ``world``: shares that are disjoint, complete and
-    differ by one row at most. ``dim``: D; by default the encoder's card in the workspace says.
+    predicate over the table's columns but the vectors. ``paths``: files, as the table's log names them. ``rank`` of
+    ``world``: shares that are disjoint, complete and differ by one row at most. ``dim``: D; by default the encoder's
+    card in the workspace says.
     """
 
     keys: tuple[int, int] | None
     among: Keys | None
     where: str | None
+    paths: Collection[str] | None
     rank: int
     world: int
     version: int | None
@@ -125,7 +127,7 @@ def _plan(
     if not 0 <= rank < world:
         raise UsageError(f"there is no rank {rank} of {world}", expected="0 <= rank < world")
     dim = which.get("dim") or card_dim(table, encoder)
-    source = open_source(table, what, which.get("version"), None if dim is None else 2 * dim)
+    source = open_source(table, what, which.get("version"), None if dim is None else 2 * dim, which.get("paths"))
     wanted = Filter(which.get("keys"), which.get("among"))
     found = [] if source is None else list(pool.map(partial(survey, source, wanted, keys=keys), source.paths))
     known = next((group for group, _ in found if group is not None), None)

@@ -6,7 +6,7 @@ not say so, and for filters, the narrow columns are read. Vectors are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,11 +21,11 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.keys import Keys, among
 from pipeline.predicate import matching_keys
 from pipeline.tables import Table
 from pipeline.vectors.pages import seems_plain
 
-Keys = NDArray[np.int64]
 Places = range | NDArray[np.int64]
 KEY, ENCODER = "pair_key", "encoder"
 _AT_ONCE = 1 << 20
@@ -114,22 +114,18 @@ class Group:
         return replace(self, rows=np.asarray(self.rows)[passed], keys=None if self.keys is None else self.keys[passed])
 
 
-def among(keys: Keys, these: Keys) -> NDArray[np.bool_]:
-    """Which of ``these`` are in the sorted ``keys``."""
-    if not len(keys):
-        return np.zeros(len(these), np.bool_)
-    at = np.minimum(np.searchsorted(keys, these), len(keys) - 1)
-    return np.asarray(keys[at] == these)
-
-
-def open_source(table: Table, what: tuple[str, str], version: int | None, width: int | None) -> Source | None:
-    """The table's files at a version, None where there is no table. ``what``: encoder and modality."""
+def open_source(
+    table: Table, what: tuple[str, str], version: int | None, width: int | None, only: Collection[str] | None = None
+) -> Source | None:
+    """The table's files at a version (of them ``only`` these), None where there is no table. ``what``: encoder and
+    modality."""
     opened = table.open(version) if version is None or version >= 0 else None
     if opened is None:
         return None
     filesystem, folder = pa_fs.FileSystem.from_uri(opened.table_uri)
     # In an order of their own: the log's depends on its checkpoints.
     paths = sorted(pa.table(opened.get_add_actions(flatten=True))["path"].to_pylist())
+    paths = paths if only is None else [path for path in paths if path in only]
     located = tuple(f"{folder.rstrip('/')}/{unquote(path)}" for path in paths)
     return Source(filesystem, located, table.spec.schema, what[0], f"{what[1]}_vec", width)
 

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from jobs import audit as audit_job
-from jobs.audit import audit
+from jobs.audit import New, audit
 from jobs.base import execute
 from jobs.index import run as index_body
 from jobs.train import run as train_body
@@ -27,7 +27,7 @@ from schemas.errors import AuditError
 from schemas.tables import EMBEDDINGS
 from schemas.vectors import pack, unpack
 from tests.jobs.embedded import embed_directly, workspace_with_vectors
-from tests.kills import image_row, save_clip
+from tests.kills import add_images, image_row, save_clip
 from tests.pipeline.models.test_clip import TINY
 
 N = 24
@@ -207,6 +207,51 @@ def test_images_that_changed_went_or_came(
     put(changed)
     with pytest.raises(AuditError, match=rf"1 vectors of .*(.|\n)*key {changed['pair_key']}\n.*clipmill embed"):
         run_audit(workspace, card, 0)
+
+
+def new_audit(workspace: Workspace, card: EncoderCard, sample: int, seen: tuple[set[str], set[str]]) -> dict[str, Any]:
+    """The figures of an audit of what came since these files."""
+    tables = [workspace.table(name) for name in ("embeddings", "images")]
+    grown = [
+        table.paths() - paths if paths <= table.paths() else None for table, paths in zip(tables, seen, strict=True)
+    ]
+    run = Run(workspace, "index", IndexConfig(workspace=str(workspace.root)))
+    audit(run, card, sample, New(grown[0] or set(), grown[1]))
+    return run.figures["audit"]
+
+
+def test_what_came_since_is_audited_alone_or_beside_all(sound: tuple[Workspace, EncoderCard], clip: Path) -> None:
+    """New vectors of new images; where one of both is of another night, all are compared."""
+    workspace, card = sound
+    embeddings, images = (workspace.table(name) for name in ("embeddings", "images"))
+
+    def seen() -> tuple[set[str], set[str]]:
+        return embeddings.paths(), images.paths()
+
+    before = seen()
+    add_images(workspace, range(N, N + 4))
+    embed_directly(workspace, clip)
+    found = new_audit(workspace, card, 32, before)
+    assert (found["rows"], found["sampled"], found["not_embedded"]) == (4, 4, 0)
+    before = seen()
+    add_images(workspace, range(N + 4, N + 6))
+    found = new_audit(workspace, card, 2, before)
+    assert (found["rows"], found["not_embedded"]) == (N + 4, 2), "images without vectors: they may be another night's"
+    before = seen()
+    embed_directly(workspace, clip)
+    assert new_audit(workspace, card, 2, before)["rows"] == N + 6, "vectors without images: they are the night before's"
+    before = seen()
+    add_images(workspace, range(N + 6, N + 8))
+    embed_directly(workspace, clip)
+    changed = image_row(N + 7, picture=1000)
+    images.upsert(pa.Table.from_pylist([changed], schema=images.spec.schema), "later")
+    with pytest.raises(AuditError, match=rf"key {changed['pair_key']}\n"):
+        new_audit(workspace, card, 0, before)
+    before = seen()
+    old = image_row(1, picture=1001)
+    images.upsert(pa.Table.from_pylist([image_row(N + 7), old], schema=images.spec.schema), "later")
+    with pytest.raises(AuditError, match=rf"key {old['pair_key']}\n"):
+        new_audit(workspace, card, 0, before)
 
 
 def test_vectors_alone_are_audited_by_their_captions(sound: tuple[Workspace, EncoderCard]) -> None:

@@ -16,12 +16,13 @@ import pytest
 from deltalake import DeltaTable
 from upath import UPath
 
+from jobs import index_update
 from jobs.base import execute
 from jobs.index import run as index_body
 from pipeline.encoders import save_card
 from pipeline.engine import Engine
-from pipeline.index import Truth, hidden, kind_of, open_index, read_keys, search
-from pipeline.index.versions import published
+from pipeline.index import Extended, Source, Truth, hidden, kind_of, open_index, read_keys, search
+from pipeline.index.versions import chain, published
 from pipeline.ledger import Run
 from pipeline.records import Records
 from pipeline.workspace import Workspace
@@ -46,9 +47,9 @@ def card() -> EncoderCard:
 
 def put(
     workspace: Workspace, run: str, rows: slice, image: np.ndarray | None = IMAGE, text: np.ndarray = TEXT,
-    caption: str = "",
+    caption: str = "", append: bool = False,
 ) -> None:  # fmt: skip
-    """Embeddings of some keys; without ``image`` their texts alone."""
+    """Embeddings of some keys; without ``image`` their texts alone. ``append``: as new files, which rewrites none."""
     n = len(KEYS[rows])
     similarity = None if image is None else np.einsum("nd,nd->n", image[rows], text[rows]).astype(np.float32)
     columns = {
@@ -57,7 +58,8 @@ def put(
         "text_vec": pack(text[rows]), "similarity": pa.nulls(n, pa.float32()) if similarity is None else similarity,
         "caption": [caption] * n, "sha256": [run] * n, "run": [run] * n,
     }  # fmt: skip
-    workspace.table("embeddings").upsert(pa.table(columns, schema=EMBEDDINGS.schema), run)
+    table, made = workspace.table("embeddings"), pa.table(columns, schema=EMBEDDINGS.schema)
+    table.append(made, run) if append else table.upsert(made, run)
 
 
 def drop(workspace: Workspace, keys: np.ndarray) -> None:
@@ -92,6 +94,15 @@ def opened(workspace: Workspace, modality: str = "image") -> Any:
     return open_index(folder(workspace) / now.version / now.file(modality).path, now.file(modality))
 
 
+def keys_in(found: Any) -> np.ndarray:
+    """What a search can find, sorted."""
+    if isinstance(found, Extended):
+        main = read_keys(found.main)
+        assert np.isin(found.gone, main).all()
+        return np.sort(np.append(main[~np.isin(main, found.gone)], read_keys(found.side)))
+    return np.sort(read_keys(found))
+
+
 def check(workspace: Workspace, gone: np.ndarray | None = None) -> None:
     """The published version is that of the table: keys, every vector by its own search, records, truth, card."""
     now, place = current(workspace), folder(workspace)
@@ -108,8 +119,9 @@ def check(workspace: Workspace, gone: np.ndarray | None = None) -> None:
         keys = there["pair_key"].to_numpy()
         vectors = np.stack([np.frombuffer(v, "<f2") for v in there[f"{file.modality}_vec"].to_pylist()])
         found = open_index(place / now.version / file.path, file)
-        assert sorted(read_keys(found).tolist()) == keys.tolist()
-        assert (file.count, file.deleted) == (len(keys), hidden(found))
+        assert keys_in(found).tolist() == keys.tolist()
+        deleted = hidden(found.main) + len(found.gone) if isinstance(found, Extended) else hidden(found)
+        assert (file.count, file.deleted) == (len(keys), deleted)
         _, nearest = search(found, vectors, 2, {name: 4 * value for name, value in file.search.items()})
         exact = kind_of(file.factory) == "IDMap,SQfp16"
         assert np.mean(nearest[:, 0] == keys) >= (1.0 if exact else 0.98)
@@ -121,9 +133,13 @@ def check(workspace: Workspace, gone: np.ndarray | None = None) -> None:
     assert (place / now.version / "recall.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("factory", ["IVF4,SQ8", REFINED])
-def test_night_after_night(workspace: Workspace, factory: str) -> None:
-    """Added, gone, changed and re-scored, alone and together; nothing of it builds the index anew."""
+def test_night_after_night(workspace: Workspace, factory: str, beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added, gone, changed and re-scored, alone and together; nothing of it builds the index anew, and ``beside`` it
+    even the large file stays as it is."""
+    if beside:
+        monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
     first = index(workspace, factory=factory)
     assert first.counts == {"in": 300, "out": 300, "failed": 0}
     assert first.figures["rebuilt"] == {"image": "first", "text": "first"} and first.figures["added"] == 300
@@ -134,7 +150,7 @@ def test_night_after_night(workspace: Workspace, factory: str) -> None:
     assert workspace.table("runs").count() == 1
 
     def night(added: int, removed: int, changed: int) -> None:
-        figures = index(workspace, factory=factory).figures
+        figures = index(workspace, factory=factory, max_beside=0.5).figures
         assert [figures[n] for n in ("added", "removed", "changed")] == [added, removed, changed]
         assert figures["rebuilt"] == {}
         check(workspace)
@@ -160,7 +176,113 @@ def test_night_after_night(workspace: Workspace, factory: str) -> None:
         night(0, 0, 0)
     assert len(current(workspace).segments) <= 8
     assert len(list((folder(workspace) / "records").iterdir())) <= 10, "segments that nothing names are removed"
-    assert current(workspace).file("image").deleted == (0 if factory != REFINED else 3 + 2 + 5 + 2 + 2)
+    file = current(workspace).file("image")
+    assert file.deleted == (0 if factory != REFINED and not beside else 3 + 2 + 5 + 2 + 2 - 5 * beside)
+    assert (file.side is not None) == beside
+    if beside:
+        made = {current(workspace).file("image").sha256, *(c.file("image").sha256 for c in chain(folder(workspace)))}
+        assert len(made) == 1, "the large file is the first night's"
+
+
+def test_what_lies_beside_is_taken_in_when_it_is_much(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    settings: dict[str, Any] = {"factory": REFINED, "max_beside": 0.05}
+    index(workspace, **settings)
+    first = current(workspace)
+    put(workspace, "r2", slice(300, 310))
+    put(workspace, "r3", slice(0, 2), -IMAGE)
+    index(workspace, **settings)
+    second = current(workspace)
+    side = second.file("image").side
+    assert side is not None and (side.count, side.gone) == (12, 2)
+    assert second.file("image").total_bytes == first.file("image").bytes + side.bytes
+    check(workspace)
+    put(workspace, "r4", slice(310, 330))
+    assert index(workspace, **settings).figures["rebuilt"] == {}
+    third = current(workspace)
+    assert third.file("image").side is None and third.file("image").sha256 != first.file("image").sha256
+    check(workspace)
+    assert index(workspace, rollback=True).figures["version"] == second.version
+    check_keys = keys_in(opened(workspace))
+    assert check_keys.tolist() == KEYS[:310].tolist()
+    index(workspace, **settings)
+    check(workspace)
+    drop(workspace, KEYS[:5])
+    index(workspace, **settings)
+    side = current(workspace).file("image").side
+    assert side is not None and (side.count, side.gone) == (0, 5), "where something only went nothing lies beside"
+    check(workspace)
+    index(workspace, rebuild=True, **settings)
+    assert current(workspace).file("image").side is None
+    assert (folder(workspace) / second.version / side.path).exists() is False
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "gone"])
+@pytest.mark.parametrize("what", ["side.faiss", "gone.npz"])
+def test_damage_beside(workspace: Workspace, what: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    index(workspace, factory=REFINED)
+    put(workspace, "r2", slice(300, 310))
+    put(workspace, "r3", slice(0, 2), -IMAGE)
+    index(workspace, factory=REFINED)
+    now = current(workspace)
+    path = folder(workspace) / now.version / f"image.{what}"
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if how != "gone":
+        data[data.find(KEYS[:1].astype("<i8").tobytes())] ^= 0xFF
+        path.write_bytes(data if how == "changed" else data[: len(data) // 2])
+    with pytest.raises(CardError):
+        opened(workspace)
+    put(workspace, "r4", slice(310, 315))
+    with pytest.raises(CardError) as caught:
+        index(workspace, factory=REFINED)
+    assert "clipmill index --rebuild" in caught.value.remedy
+    index(workspace, factory=REFINED, rebuild=True)
+    check(workspace)
+
+
+def test_what_comes_beside_costs_what_it_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large file is not read; an index of before there were its answers is written anew, with them."""
+    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    index(workspace, factory=REFINED)
+    with monkeypatch.context() as patch:
+        patch.setattr(index_update, "open_index", lambda *_, **__: pytest.fail("the large file is opened"))
+        put(workspace, "r2", slice(300, 310))
+        assert index(workspace, factory=REFINED).figures["rebuilt"] == {}
+    check(workspace)
+    for file in current(workspace).files:
+        (folder(workspace) / current(workspace).version / f"{file.modality}.answers.npz").unlink()
+    put(workspace, "r3", slice(310, 312))
+    assert index(workspace, factory=REFINED).figures["rebuilt"] == {}
+    assert current(workspace).file("image").side is None
+    put(workspace, "r4", slice(312, 314))
+    index(workspace, factory=REFINED)
+    assert current(workspace).file("image").side is not None
+    check(workspace)
+
+
+def test_of_a_table_that_has_only_grown_the_new_files_are_read(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(workspace)
+    read: list[Any] = []
+    keys = Source.keys
+
+    def noted(self: Source, paths: Any = None) -> np.ndarray:
+        read.append(paths)
+        return keys(self, paths)
+
+    monkeypatch.setattr(Source, "keys", noted)
+    before = workspace.table("embeddings").paths()
+    put(workspace, "r2", slice(300, 305), append=True)
+    new = workspace.table("embeddings").paths() - before
+    assert index(workspace).figures["added"] == 5 and read == [new, new]
+    check(workspace)
+    read.clear()
+    put(workspace, "r3", slice(3, 5), -IMAGE)  # rewrites files
+    assert index(workspace).figures["changed"] == 2 and None in read
+    check(workspace)
 
 
 def test_compaction_of_the_table_changes_no_vector(workspace: Workspace) -> None:

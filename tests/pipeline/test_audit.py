@@ -110,10 +110,16 @@ def test_standing_by_hand(workspace: Workspace) -> None:
     assert found.changed.tolist() == [2]
     assert found.gone.tolist() == [3, 4]
     assert found.missing == 1  # 5
+    seen = {name: workspace.table(name).paths() for name in ("embeddings", "images")}
+    put(workspace, "images", [{"pair_key": k, "status": "ok", "sha256": "g"} for k in (10, 11, 12)])
+    put(workspace, "embeddings", [{"pair_key": k, "encoder": "E", "sha256": h} for k, h in ((10, "g"), (11, "h"))])
+    new = {name: workspace.table(name).paths() - paths for name, paths in seen.items()}
+    some = compare_with_images(*tables, "E", {"embeddings": None, "images": None}, new)
+    assert [some.same.tolist(), some.changed.tolist(), some.gone.tolist(), some.missing] == [[10], [11], [], 1]
     put(workspace, "images", [{"pair_key": 2, "status": "ok", "sha256": "old"}])
     assert compare_with_images(*tables, "E", versions).changed.tolist() == [2]
     now = versions | {"images": tables[1].version()}
-    assert compare_with_images(*tables, "E", now).same.tolist() == [1, 2, 6]
+    assert compare_with_images(*tables, "E", now).same.tolist() == [1, 2, 6], "the embeddings as they were"
 
 
 def test_no_tables_at_all(workspace: Workspace) -> None:

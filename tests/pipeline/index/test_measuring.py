@@ -1,15 +1,19 @@
-"""Measuring and tuning: what the card says is what a search then reaches."""
+"""Measuring: recall and latency, of one index and of a small one beside a large one."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from upath import UPath
 
-from pipeline.index import Truth, build, deepened, frontier, measure, recall, search, tune
-from schemas.cards import Point
-from tests.pipeline.index.data import KEYS, REFINED, neighbours, vectors
+from pipeline.index import Answers, Extended, Truth, build, measure, recall
+from schemas.errors import CardError
+from tests.pipeline.index.data import KEYS, REFINED, vectors
 
 ROWS, QUERIES = vectors(2000), vectors(50, seed=1)
+NONE = np.empty(0, np.int64)
 
 
 @pytest.mark.parametrize(
@@ -29,68 +33,6 @@ def test_recall(found: list[list[int]], truth: list[list[int]], share: float) ->
     assert recall(np.array(found), np.array(truth)) == share
 
 
-@pytest.mark.parametrize("factory", ["IVF16,SQ8", "IDMap,IVF16,PQ8x4fsr,Refine(SQ8)", "IDMap,IVF16,Flat"])
-def test_the_search_is_tuned_to_the_recall(factory: str) -> None:
-    """More lists are probed for more recall; what is measured is what a search then reaches."""
-    index, truth = build(KEYS, ROWS, factory), Truth.of(QUERIES, [(KEYS, ROWS)])
-    (low, _), (high, curve) = (tune(index, truth, target) for target in (0.2, 0.99))
-    assert low.recall_at_10 >= 0.2
-    assert all(1 <= point.search["nprobe"] <= 16 for point in (low, high))
-    assert ("k_factor" in high.search) == ("Refine" in factory)
-    for k, reached in ((10, high.recall_at_10), (100, high.recall_at_100)):
-        exact = neighbours(QUERIES, KEYS, ROWS, k)
-        _, found = search(index, QUERIES, k, high.search)
-        assert reached == pytest.approx(recall(found, exact), abs=1e-9)
-        if k == 10:
-            assert high.recall_at_1 == np.mean(found[:, 0] == exact[:, 0])
-    assert high in curve and high.ms_per_query > 0
-    assert high.recall_at_10 >= 0.99 or high.recall_at_10 == max(p.recall_at_10 for p in curve)
-
-
-def test_the_fastest_that_reaches_the_target_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a made-up index: recall grows with lists and candidates, and each costs its own."""
-    from pipeline.index import measuring
-
-    def made_up(index: object, truth: object, parameters: dict[str, int], hundred: bool = True) -> Point:
-        lists, factor = parameters["nprobe"], parameters["k_factor"]
-        reached = min(lists / 8, 1) * min(factor / 4, 1)
-        return Point(
-            search=parameters, recall_at_1=0, recall_at_10=reached, recall_at_100=0, ms_per_query=lists + factor
-        )
-
-    monkeypatch.setattr(measuring, "measure", made_up)
-    index = build(KEYS, ROWS, "IDMap,IVF16,PQ8x4fsr,Refine(SQ8)")
-    best, curve = tune(index, Truth.empty(QUERIES), 1.0)
-    assert best.search == {"nprobe": 8, "k_factor": 4}
-    assert tune(index, Truth.empty(QUERIES), 0.5)[0].search == {"nprobe": 8, "k_factor": 4}, "5/8 are aimed at"
-    assert tune(index, Truth.empty(QUERIES), 0.33)[0].search == {"nprobe": 4, "k_factor": 4}
-    assert [p.ms_per_query for p in curve] == sorted(p.ms_per_query for p in curve)
-
-
-def test_some_more_lists_are_tried_before_tuning_anew() -> None:
-    index, truth = build(KEYS, ROWS, "IVF16,SQ8"), Truth.of(QUERIES, [(KEYS, ROWS)])
-    point = deepened(index, truth, 0.97, {"nprobe": 8})
-    assert point is not None and point.search["nprobe"] in (12, 16) and point.recall_at_10 >= 0.97
-    assert deepened(index, truth, 0.97, {"nprobe": 1}) is None, "too far"
-    assert deepened(index, truth, 0.97, {"nprobe": 16}) is None
-    assert deepened(build(KEYS, ROWS, "IDMap,SQfp16"), truth, 0.97, {}) is None
-
-
-def test_what_cannot_be_reached() -> None:
-    index, truth = build(KEYS, ROWS, "IVF4,PQ4x4fs"), Truth.of(QUERIES, [(KEYS, ROWS)])
-    best, curve = tune(index, truth, 0.999)
-    assert best.recall_at_10 == max(p.recall_at_10 for p in curve) < 0.999
-    assert {p.search["nprobe"] for p in curve} >= {1, 2, 4}
-
-
-@pytest.mark.parametrize("factory", ["IDMap,Flat", "IDMap,SQfp16"])
-def test_exact_search_is_exact(factory: str) -> None:
-    half = ROWS[:500].astype(np.float16)
-    point, curve = tune(build(KEYS[:500], half, factory), Truth.of(QUERIES, [(KEYS[:500], half)]), 0.95)
-    assert (point.recall_at_1, point.recall_at_10, point.recall_at_100) == (1.0, 1.0, 1.0)
-    assert point.search == {} and curve == (point,)
-
-
 def test_equal_vectors_do_not_lower_the_recall() -> None:
     """A caption of many pairs: which of them a search returns is all the same."""
     rows = np.repeat(ROWS[:20], 100, axis=0)
@@ -98,16 +40,36 @@ def test_equal_vectors_do_not_lower_the_recall() -> None:
     assert (point.recall_at_1, point.recall_at_10, point.recall_at_100) == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("factory", ["IDMap,Flat", REFINED[0]])
-def test_own_vectors_are_left_out(factory: str) -> None:
-    truth = Truth.of(ROWS[:50], [(KEYS, ROWS)], KEYS[:50])
-    point, _ = tune(build(KEYS, ROWS, factory), truth, 0.9)
-    assert point.recall_at_10 >= 0.9 and point.recall_at_1 >= 0.8
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", REFINED[0], "IDMap,SQfp16"])
+def test_what_lies_beside_is_measured_without_the_large_one(factory: str, own: bool) -> None:
+    """As both together are, searched anew; where keys have gone, by no more than these better than it is."""
+    queries = ROWS[100:150] if own else QUERIES
+    mine = KEYS[100:150] if own else None
+    search = {"nprobe": 3, "k_factor": 4}
+    main, side = build(KEYS[:1500], ROWS[:1500], factory), build(KEYS[1500:], ROWS[1500:], "IDMap,SQfp16")
+    answers = Answers.of(main, Truth.of(queries, [(KEYS[:1500], ROWS[:1500])], mine), search)
+    truth = Truth.of(queries, [(KEYS, ROWS)], mine)
+    point, expected = (
+        answers.beside(side, NONE, truth).point(truth, search),
+        measure(Extended(main, side, NONE), truth, search),
+    )
+    assert point.model_dump(exclude={"ms_per_query"}) == expected.model_dump(exclude={"ms_per_query"})
+    assert point.search == search and point.ms_per_query > answers.ms
+    gone = np.sort(KEYS[:20])
+    left = Truth.of(queries, [(KEYS[20:], ROWS[20:])], mine)
+    fewer = answers.beside(side, gone, left).point(left, search)
+    really = measure(Extended(main, side, gone), left, search)
+    for name in ("recall_at_1", "recall_at_10", "recall_at_100"):
+        assert getattr(really, name) - 0.2 <= getattr(fewer, name) <= getattr(really, name)
 
 
-def test_the_frontier() -> None:
-    def point(ms: float, reached: float) -> Point:
-        return Point(search={}, recall_at_1=0, recall_at_10=reached, recall_at_100=0, ms_per_query=ms)
-
-    points = (point(3, 0.9), point(1, 0.5), point(2, 0.4), point(2, 0.7), point(4, 0.9), point(5, 0.95))
-    assert [(p.ms_per_query, p.recall_at_10) for p in frontier(points)] == [(1, 0.5), (2, 0.7), (3, 0.9), (5, 0.95)]
+def test_answers_in_a_file(tmp_path: Path) -> None:
+    path = UPath(tmp_path) / "new" / "answers.npz"
+    truth = Truth.of(QUERIES, [(KEYS, ROWS)])
+    answers = Answers.of(build(KEYS, ROWS, "IVF16,SQ8"), truth, {"nprobe": 3})
+    answers.save(path)
+    assert Answers.load(path).point(truth, {}) == answers.point(truth, {})
+    truth.save(path)
+    with pytest.raises(CardError, match="is not what was written"):
+        Answers.load(path)
