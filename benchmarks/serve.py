@@ -10,9 +10,10 @@ comes from a process of its own (``lab/hammer.py``), whose CPU is told; everythi
 
     single   one client, a question at a time: p50 and p95, beside FAISS called in this process on the same file,
              on one thread or on all, whichever is faster
-    many     32 clients: queries a second, of ours by its own API and by clip-retrieval's protocol; of clip-retrieval's
-             back end (own venv, same index, started by its documented command); and of FAISS in this process, asked in
-             batches as large as ours had on the average (its metrics tell)
+    many     32 clients: queries a second, of ours with a replica for each core, by its own API and by clip-retrieval's
+             protocol, and with one replica; of clip-retrieval's back end (own venv, same index, started by its
+             documented command); and of FAISS in this process, asked in batches as large as ours had on the average
+             (its metrics tell)
     swap     60 seconds of 32 clients, while 1% of new vectors are indexed and published, and then a key is deleted: no
              request may fail, the last answers must come of the new version, and none that was asked for after the
              deletion has returned may have the key
@@ -139,14 +140,19 @@ class Lab:
         return found
 
 
-def batches(port: int) -> tuple[float, float]:
-    """Batches of searches so far, and the questions in them."""
-    text = get(port, "/metrics").decode()
-    found = {}
-    for name in ("count", "sum"):
-        lines = re.findall(rf'^clipmill_batch_size_{name}{{[^}}]*kind="image"[^}}]*}} (\S+)', text, re.MULTILINE)
-        found[name] = sum(map(float, lines))
-    return found["count"], found["sum"]
+def batches(port: int, replicas: int = 1) -> tuple[float, float]:
+    """Batches of searches so far, and the questions in them, of all replicas: each tells its own, whichever answers."""
+    found: dict[str, list[float]] = {}
+    while len(found) < replicas:
+        text = get(port, "/metrics").decode()
+        [replica] = re.findall(r'^clipmill_replica_info{replica="([^"]*)"}', text, re.MULTILINE)
+        said = (
+            re.findall(rf'^clipmill_batch_size_{name}{{[^}}]*kind="image"[^}}]*}} (\S+)', text, re.MULTILINE)
+            for name in ("count", "sum")
+        )
+        found[replica] = [sum(map(float, numbers)) for numbers in said]
+    count, questions = (sum(numbers) for numbers in zip(*found.values(), strict=True))
+    return count, questions
 
 
 def bare(index: Any, parameters: dict[str, int]) -> Callable[[Any, int], Any]:
@@ -207,42 +213,51 @@ def many(lab: Lab) -> list[Line]:
     file = card.file("image")
     whole = open_index(lab.workspace.index_dir(lab.card.id) / card.version / file.path, file, mapped=False)
     keys = rival.prepare(whole, parameters, lab.workspace.table("images").read(["pair_key", "url", "caption"]))
-    port, their_port = free_port(), free_port()
-    rates: dict[str, list[float]] = {"ours": [], "wire": [], "theirs": [], "bare": []}
+    port, one_port, their_port = free_port(), free_port(), free_port()
+    rates: dict[str, list[float]] = {"ours": [], "one": [], "wire": [], "theirs": [], "bare": []}
     sizes, loads = [], []
-    env = {"OMP_NUM_THREADS": str(CORES)}
+    env, root = {"OMP_NUM_THREADS": str(CORES)}, Path(str(lab.workspace.root))
     with (
-        running(our_command(Path(str(lab.workspace.root)), port), port, "/readyz"),
+        running(our_command(root, port, "--replicas", str(CORES)), port, "/readyz"),
+        running(our_command(root, one_port), one_port, "/readyz"),
         running(rival.command(their_port), their_port, "/indices-list", env),
     ):
         check(lab, port, (their_port, keys))
         for _ in range(lab.rounds):
-            before = batches(port)
+            before = batches(port, CORES)
             own = lab.hammer(port, "/v1/search", lab.bodies["ours"], CLIENTS, "ours, /v1/search")
-            count, questions = (b - a for a, b in zip(before, batches(port), strict=True))
+            count, questions = (b - a for a, b in zip(before, batches(port, CORES), strict=True))
             sizes.append(questions / max(count, 1))
             batched = partial(_in_batches, lab, bare(index, parameters), round(sizes[-1]))
             rates["bare"].append(max(_on_threads(n, batched) for n in (1, CORES)))
             wire = lab.hammer(port, "/knn-service", lab.bodies["theirs"], CLIENTS, "ours, /knn-service")
+            one = lab.hammer(one_port, "/v1/search", lab.bodies["ours"], CLIENTS, "ours, one replica")
             other = lab.hammer(their_port, "/knn-service", lab.bodies["theirs"], CLIENTS, "clip-retrieval")
-            for name, found in (("ours", own), ("wire", wire), ("theirs", other)):
+            for name, found in (("ours", own), ("one", one), ("wire", wire), ("theirs", other)):
                 rates[name].append(found["per_second"])
             loads.append(own)
     lab.raw.append({"rates": rates, "batch_sizes": sizes})
     p50 = statistics.median(load["p50"] for load in loads)
     used = statistics.median(load["cpu"] / (lab.seconds + 1.0) for load in loads)
     return [
-        _times(f"queries/s, {CLIENTS} clients, ours / clip-retrieval", rates["ours"], rates["theirs"], 5.0),
+        _times(
+            f"queries/s, {CLIENTS} clients, ours ({CORES} replicas) / clip-retrieval",
+            rates["ours"],
+            rates["theirs"],
+            5.0,
+        ),
+        _times("the same, ours with one replica", rates["one"], rates["theirs"], 5.0),
         _times("the same, ours by clip-retrieval's protocol", rates["wire"], rates["theirs"], 5.0),
         _times(
             f"ours / FAISS in process, batches of {statistics.median(sizes):.1f}", rates["ours"], rates["bare"], 0.5
         ),
+        _times("the same, ours with one replica", rates["one"], rates["bare"], None),
         Line(f"p50 of {CLIENTS} clients, ms", f"{p50:.1f}", ""),
         Line("cores that the load itself takes, of all", f"{used:.2f}", f"{CORES}"),
     ]
 
 
-def _times(what: str, mine: Sequence[float], other: Sequence[float], goal: float) -> Line:
+def _times(what: str, mine: Sequence[float], other: Sequence[float], goal: float | None) -> Line:
     ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
     return Line(what, f"{statistics.median(mine):,.0f}", f"{statistics.median(other):,.0f}", ratio, goal)
 
