@@ -245,12 +245,13 @@ def _under_way(run: Run) -> set[str]:
 
 
 def _figures(card: IndexCard) -> dict[str, Any]:
-    names = ("factory", "count", "deleted", "recall_at_1", "recall_at_10", "recall_at_100", "ms_per_query", "bytes")
+    names = ("factory", "count", "deleted", "recall_at_1", "recall_at_10", "recall_at_100", "ms_per_query")
     return {
         "version": card.version,
         "count": card.count,
         "deleted": card.deleted,
         **{f"{f.modality}_{name}": getattr(f, name) for f in card.files for name in names},
+        **{f"{f.modality}_bytes": f.total_bytes for f in card.files},
     }
 
 

@@ -13,6 +13,7 @@ from upath import UPath
 from jobs.index_changes import Now
 from pipeline.engine import Engine, Quarantined
 from pipeline.index import (
+    EXACT_UP_TO,
     Answers,
     Kind,
     ShardFiller,
@@ -35,6 +36,9 @@ from pipeline.ledger import Run
 from schemas.cards import IndexFile, Point
 from schemas.configs import IndexConfig
 from schemas.errors import ClipmillError, GateRefused
+
+BESIDE_FROM = EXACT_UP_TO
+"""A file of no more vectors is written anew in no time."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ class Builder:
         with self.run.stage("write"):
             size, sha256 = write_index(made.index, folder / path)
             made.truth.save(folder / truth_path(modality))
-            Answers.of(made.index, made.truth, made.point.search).save(folder / answers_path(modality))
+            if is_large(int(made.index.ntotal)):
+                Answers.of(made.index, made.truth, made.point.search).save(folder / answers_path(modality))
         return IndexFile(
             path=path,
             modality=modality,
@@ -186,6 +191,11 @@ class Builder:
             curve=made.curve,
             trained_on=made.trained_on,
         )
+
+
+def is_large(count: int) -> bool:
+    """Is it worth while to leave a file of so many vectors as it is, and to put new ones beside it?"""
+    return count > BESIDE_FROM
 
 
 def truth_path(modality: str) -> str:

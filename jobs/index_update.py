@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from jobs.index_build import Builder, Made, answers_path, truth_path
+from jobs.index_build import Builder, Made, answers_path, is_large, truth_path
 from jobs.index_changes import Changes
 from pipeline.index import (
     BLOCK,
-    EXACT_UP_TO,
     Answers,
     Stored,
     Truth,
@@ -41,8 +40,6 @@ from pipeline.keys import Keys, minus, union
 from pipeline.records import Records
 from schemas.cards import IndexCard, IndexFile, SideFile
 
-BESIDE_FROM = EXACT_UP_TO
-"""A file of no more vectors is written anew in no time."""
 _MOST_BESIDE = 100_000
 """More of them would make themselves felt in each search: they are scanned one by one."""
 
@@ -113,7 +110,7 @@ class _Update:
         gone = union(changes.gone[self.modality], changes.changed(self.modality))
         new = union(changes.added[self.modality], changes.changed(self.modality))
         if not len(gone) and not len(new) and self.file.recall_at_10 >= self.target:
-            self._keep(*self.file.paths, truth_path(self.modality), answers_path(self.modality))
+            self._keep(*self.file.paths, truth_path(self.modality))
             return self.file
         with self.builder.run.stage("open"):
             change = self._change(gone, new)
@@ -129,10 +126,7 @@ class _Update:
             return _Change(new, gone)
         side, before = open_side(self.old, self.file.side)
         held = np.sort(read_keys(side))
-        return _Change(
-            union(minus(held, gone), new),
-            union(before, minus(gone, held)),
-        )
+        return _Change(union(minus(held, gone), new), union(before, minus(gone, held)))
 
     def _truth(self, truth: Truth, gone: Keys, new: Keys) -> Truth:
         truth = truth.excluding(gone)
@@ -145,7 +139,7 @@ class _Update:
 
     def _few(self, change: _Change) -> bool:
         most = min(self.builder.config.max_beside * self.file.count, _MOST_BESIDE)
-        return self.file.count > BESIDE_FROM and len(change) <= most
+        return is_large(self.file.count) and len(change) <= most
 
     # -- beside the file -----------------------------------------------------------------------------
 
@@ -169,7 +163,7 @@ class _Update:
             return None
         with run.stage("write"):
             folder, path, gone_path = self._folder, f"{self.modality}.side.faiss", f"{self.modality}.gone.npz"
-            self._keep(file.path, answers_path(self.modality))
+            self._keep(file.path)
             stored = Stored.of(side, folder / path)
             gone_sha256 = save_arrays(folder / gone_path, {"keys": change.gone})
             truth.save(folder / truth_path(self.modality))
@@ -182,7 +176,9 @@ class _Update:
         return file.model_copy(update=changed)
 
     def _keep(self, *names: str) -> None:
-        for name in names:
+        """Files of the published version, with the answers of the large one, if they are known."""
+        known = answers_path(self.modality)
+        for name in (*names, *([known] if (self.old / known).exists() else ())):
             copy_file(self.old / name, self._folder / name)
 
     # -- in the file ---------------------------------------------------------------------------------

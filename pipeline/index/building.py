@@ -22,6 +22,8 @@ _UNLISTED = 65_536
 _SAMPLE_BYTES = 4 << 30
 _ITERATIONS = 10
 _SEED = 1234
+_DEVIATIONS = 3.0
+"""How far from its mean a number of four bits reaches, in standard deviations."""
 _HIDDEN: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """How many vectors of an index are tombstones, where that was counted."""
 
@@ -51,6 +53,7 @@ def train(vectors: Vectors, factory: str) -> faiss.Index:
     try:
         index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         _prepare(index)
+        _train_transforms(index, rows)
         if not index.is_trained:
             index.train(rows)
     except RuntimeError as exc:
@@ -225,11 +228,27 @@ def _lists_of(index: Any) -> int:
     return 1 if found is None else int(found.nlist)
 
 
+def _train_transforms(index: Any, rows: NDArray[np.float32]) -> None:
+    """PCA without its mean: a vector's distance from that would count in inner products, and change their order."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIDMap):
+        _train_transforms(index.index, rows)
+    elif isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain
+        transform: Any = faiss.downcast_VectorTransform(chain.at(0))
+        if isinstance(transform, faiss.PCAMatrix):
+            transform.train(rows)
+            faiss.copy_array_to_vector(np.zeros(transform.d_out, np.float32), transform.b)
+
+
 def _prepare(index: Any) -> None:
     """Settings of the training."""
     ivf = _ivf(index)
     if ivf is None:
         return
+    if isinstance(ivf, faiss.IndexIVFScalarQuantizer) and ivf.sq.qtype == faiss.ScalarQuantizer.QT_4bit:
+        # Sixteen steps from the least to the largest number of all would mostly be of the few that are far out.
+        ivf.sq.rangestat, ivf.sq.rangestat_arg = faiss.ScalarQuantizer.RS_meanstd, _DEVIATIONS
     ivf.cp.niter = _ITERATIONS
     ivf.cp.seed = _SEED
     ivf.cp.min_points_per_centroid = 1  # no warnings about few vectors: the recall is measured

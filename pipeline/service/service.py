@@ -110,7 +110,7 @@ class Service:
 
     def info(self, searcher: Searcher) -> IndexInfo:
         collection, card = searcher.collection, searcher.collection.card
-        fields = list(FileInfo.model_fields)
+        fields = [name for name in FileInfo.model_fields if name != "bytes"]
         return IndexInfo(
             name=searcher.name,
             encoder=collection.encoder_id,
@@ -121,7 +121,10 @@ class Service:
             deleted=len(collection.deleted),
             dim=card.encoder.dim,
             columns=list(collection.columns),
-            files=[FileInfo(**{name: getattr(file, name) for name in fields}) for file in card.files],
+            files=[
+                FileInfo(bytes=file.total_bytes, **{name: getattr(file, name) for name in fields})
+                for file in card.files
+            ],
         )
 
     def exposition(self) -> bytes:

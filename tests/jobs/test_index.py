@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable
 from upath import UPath
 
-from jobs import index_update
+from jobs import index_build, index_update
 from jobs.base import execute
 from jobs.index import run as index_body
 from pipeline.encoders import save_card
@@ -139,7 +139,7 @@ def test_night_after_night(workspace: Workspace, factory: str, beside: bool, mon
     """Added, gone, changed and re-scored, alone and together; nothing of it builds the index anew, and ``beside`` it
     even the large file stays as it is."""
     if beside:
-        monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+        monkeypatch.setattr(index_build, "BESIDE_FROM", 0)
     first = index(workspace, factory=factory)
     assert first.counts == {"in": 300, "out": 300, "failed": 0}
     assert first.figures["rebuilt"] == {"image": "first", "text": "first"} and first.figures["added"] == 300
@@ -185,7 +185,7 @@ def test_night_after_night(workspace: Workspace, factory: str, beside: bool, mon
 
 
 def test_what_lies_beside_is_taken_in_when_it_is_much(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    monkeypatch.setattr(index_build, "BESIDE_FROM", 0)
     settings: dict[str, Any] = {"factory": REFINED, "max_beside": 0.05}
     index(workspace, **settings)
     first = current(workspace)
@@ -220,7 +220,7 @@ def test_what_lies_beside_is_taken_in_when_it_is_much(workspace: Workspace, monk
 @pytest.mark.parametrize("how", ["truncated", "changed", "gone"])
 @pytest.mark.parametrize("what", ["side.faiss", "gone.npz"])
 def test_damage_beside(workspace: Workspace, what: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    monkeypatch.setattr(index_build, "BESIDE_FROM", 0)
     index(workspace, factory=REFINED)
     put(workspace, "r2", slice(300, 310))
     put(workspace, "r3", slice(0, 2), -IMAGE)
@@ -244,7 +244,7 @@ def test_damage_beside(workspace: Workspace, what: str, how: str, monkeypatch: p
 
 def test_what_comes_beside_costs_what_it_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The large file is not read; an index of before there were its answers is written anew, with them."""
-    monkeypatch.setattr(index_update, "BESIDE_FROM", 0)
+    monkeypatch.setattr(index_build, "BESIDE_FROM", 0)
     index(workspace, factory=REFINED)
     with monkeypatch.context() as patch:
         patch.setattr(index_update, "open_index", lambda *_, **__: pytest.fail("the large file is opened"))
@@ -253,12 +253,15 @@ def test_what_comes_beside_costs_what_it_is(workspace: Workspace, monkeypatch: p
     check(workspace)
     for file in current(workspace).files:
         (folder(workspace) / current(workspace).version / f"{file.modality}.answers.npz").unlink()
+    put(workspace, "r2a", slice(0, 1), -IMAGE)  # its text stays as it is
+    assert index(workspace, factory=REFINED).figures["rebuilt"] == {}
+    assert [file.side is None for file in current(workspace).files] == [True, False]
     put(workspace, "r3", slice(310, 312))
     assert index(workspace, factory=REFINED).figures["rebuilt"] == {}
-    assert current(workspace).file("image").side is None
+    assert [file.side is None for file in current(workspace).files] == [False, True]
     put(workspace, "r4", slice(312, 314))
     index(workspace, factory=REFINED)
-    assert current(workspace).file("image").side is not None
+    assert [file.side is None for file in current(workspace).files] == [False, False]
     check(workspace)
 
 

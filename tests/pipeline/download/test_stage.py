@@ -31,7 +31,7 @@ def canary() -> Iterator[Server]:
 def download(urls: list[str], server: Server, **settings: object) -> list[dict[str, object]]:
     """One shard through the stage, without Ray: its rows in the order of ``urls``."""
     config = DownloadConfig.model_validate(
-        {"allow_hosts": [server.host], "timeout": 3.0, "retries": 0, "max_bytes": 200_000, "format": "png"} | settings
+        {"allow_hosts": [server.host], "timeout": 5.0, "retries": 0, "max_bytes": 200_000, "format": "png"} | settings
     )
     captions = [f"caption {i}" for i in range(len(urls))]
     keys = pair_keys(urls, captions)

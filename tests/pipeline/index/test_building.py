@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -162,3 +163,27 @@ def test_what_faiss_cannot_build() -> None:
     assert "--factory auto" in caught.value.remedy
     with pytest.raises(ClipmillError, match="IVF64"):
         build(KEYS[:10], vectors(10), "IVF64,SQ8")
+
+
+@pytest.mark.parametrize("factory", ["PCA16,Flat", "PCAR16,Flat", "PCA16,IVF4,Flat"])
+def test_a_rotation_keeps_inner_products(factory: str) -> None:
+    """All vectors lie about one direction, as CLIP's do: a PCA that took their mean away would change the order."""
+    rows = ROWS + 0.5 * np.eye(D, dtype=np.float32)[0]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = build(KEYS, rows, f"IDMap,{factory}")
+    similarity, found = search(index, rows[:50], 5, DEEP)
+    np.testing.assert_array_equal(found, neighbours(rows[:50], KEYS, rows, 5))
+    np.testing.assert_allclose(similarity[:, 0], 1.0, atol=1e-5)
+
+
+def test_four_bits_are_not_spent_on_the_few_that_are_far_out() -> None:
+    rows = vectors(2000, 64, seed=5)
+    rows[::100] = np.eye(64, dtype=np.float32)[:20]
+    exact, every = neighbours(rows[1:300], KEYS, rows, 10), {"nprobe": 4}
+    plain = faiss.index_factory(64, "IVF4,SQ4", faiss.METRIC_INNER_PRODUCT)
+    plain.train(rows)
+    plain.add_with_ids(rows, KEYS)
+    ours, theirs = (
+        recall(search(index, rows[1:300], 10, every)[1], exact) for index in (build(KEYS, rows, "IVF4,SQ4"), plain)
+    )
+    assert ours > theirs

@@ -55,20 +55,30 @@ def test_a_tight_budget_takes_smaller_codes() -> None:
     assert len(choose(count, dim, 0.999, 400 << 20)) == 1, "none can: the best that fits is tried"
 
 
+def test_a_rotation_needs_dimensions_enough() -> None:
+    assert [kind.name for kind in ROTATED] == ["PCAR120,IVF,RaBitQ4"]
+    assert not any("PCAR" in kind.factory for kind in kinds(2_000, 64))
+
+
 def test_very_many_lists_are_found_through_a_graph() -> None:
     assert "_HNSW32" in choose(500_000_000, 512, 0.9)[0].factory
     assert "_HNSW32" not in choose(1_000_000, 512, 0.9)[0].factory
 
 
-@pytest.mark.parametrize("kind", kinds(2_000, 64), ids=lambda k: k.factory)
-def test_the_formula_gives_the_bytes(kind) -> None:
+ROTATED = [kind for kind in kinds(2_000, 128) if "PCAR" in kind.factory]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim"), [*((k, 64) for k in kinds(2_000, 64)), *((k, 128) for k in ROTATED)], ids=lambda x: str(x)[9:40]
+)
+def test_the_formula_gives_the_bytes(kind, dim: int) -> None:
     """What a further vector takes, and the whole: against files of FAISS."""
-    rows = np.concatenate([vectors(2000, 64, seed) for seed in range(4)])
+    rows = np.concatenate([vectors(2000, dim, seed) for seed in range(4)])
     keys = np.arange(len(rows))
     small, large = (len(to_bytes(build(keys[:n], rows[:n], kind.factory))) for n in (4000, 8000))
     assert (large - small) / 4000 == pytest.approx(kind.vector, rel=0.08)
-    assert kind.bytes(8000, 64) == pytest.approx(large, rel=0.15)
-    assert kind.bytes(8000, 64) >= 0.97 * large, "not much more than the memory that was allowed"
+    assert kind.bytes(8000, dim) == pytest.approx(large, rel=0.15)
+    assert kind.bytes(8000, dim) >= 0.97 * large, "not much more than the memory that was allowed"
 
 
 @pytest.mark.parametrize("count", [100_000, 10**9])
