@@ -19,6 +19,7 @@ from upath import UPath
 from jobs import index_build, index_update
 from jobs.base import execute
 from jobs.index import run as index_body
+from pipeline.collection import Collection
 from pipeline.encoders import save_card
 from pipeline.engine import Engine
 from pipeline.index import Extended, Source, Truth, hidden, kind_of, open_index, read_keys, search
@@ -215,6 +216,28 @@ def test_what_lies_beside_is_taken_in_when_it_is_much(workspace: Workspace, monk
     index(workspace, rebuild=True, **settings)
     assert current(workspace).file("image").side is None
     assert (folder(workspace) / second.version / side.path).exists() is False
+
+
+def test_searches_find_what_lies_beside(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New and changed vectors at once, the old ones of changed keys no more, and none that was deleted since."""
+    monkeypatch.setattr(index_build, "BESIDE_FROM", 0)
+    index(workspace, factory=REFINED)
+    put(workspace, "r2", slice(300, 310), caption="new")
+    put(workspace, "r3", slice(0, 2), -IMAGE)
+    index(workspace, factory=REFINED)
+    collection = Collection(workspace)
+    assert current(workspace).file("image").side is not None and len(collection) == 310
+    asked = np.concatenate([IMAGE[300:310], -IMAGE[:2]]).astype(np.float32)
+    similarity, found = collection.search_vectors(asked, 3)
+    assert found[:, 0].tolist() == [*KEYS[300:310].tolist(), *KEYS[:2].tolist()]
+    np.testing.assert_allclose(similarity[:, 0], 1.0, atol=1e-3)
+    old, _ = collection.search_vectors(IMAGE[:2].astype(np.float32), 3)
+    assert (old[:, 0] < 0.99).all(), "the vectors that were there before"
+    only = collection.search_vectors(asked[:1], 20, where="caption = 'new'")[1]
+    assert set(only[only >= 0].tolist()) == set(KEYS[300:310].tolist())
+    collection.delete([KEYS[300], KEYS[0]])
+    found = collection.search_vectors(asked, 310)[1]
+    assert not np.isin(found, KEYS[[300, 0]]).any() and (found[:, :308] >= 0).all() and (found[:, 308:] < 0).all()
 
 
 @pytest.mark.parametrize("how", ["truncated", "changed", "gone"])
