@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,23 @@ from pipeline.storage import write_atomic
 from schemas.errors import CardError
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A dataclass whose fields are arrays, kept in a file."""
+
+    def save(self, path: UPath) -> None:
+        """As .npz, with a digest of itself."""
+        save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: UPath) -> Self:
+        """Raises CardError where the file is not there, or not what was written."""
+        try:
+            return cls(**load_arrays(path))
+        except TypeError as exc:
+            raise _broken(path, str(exc)) from exc
 
 
 def save_arrays(path: UPath, arrays: Arrays) -> str:
@@ -39,13 +58,13 @@ def load_arrays(path: UPath, digest: str | None = None) -> dict[str, NDArray[np.
             arrays = {name: file[name] for name in file.files}
         own = arrays.pop("digest").tobytes()
     except Exception as exc:  # zip, zlib, numpy and the file system each have their own
-        raise broken(path, str(exc)) from exc
+        raise _broken(path, str(exc)) from exc
     if own != _digest(arrays) or digest not in (None, own.hex()):
-        raise broken(path, "another digest than its own")
+        raise _broken(path, "another digest than its own")
     return arrays
 
 
-def broken(path: UPath, actual: str) -> CardError:
+def _broken(path: UPath, actual: str) -> CardError:
     return CardError(
         f"{path} is not what was written beside the index (truncated or changed)",
         actual=actual,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from upath import UPath
 
-from pipeline.index.arrays import broken, load_arrays, save_arrays
+from pipeline.index.arrays import Kept
 from pipeline.index.building import Vectors
 from pipeline.index.extended import Extended
 from pipeline.index.searching import Found, best_of, dropped, search
@@ -30,7 +29,7 @@ Parameters = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Kept):
     """To the first q queries of a truth: of k = 10 and of k = 100, keys int64 and similarities float32 [q, k]; ``ms``:
     the median of one query at a time on one thread, k = 10.
 
@@ -77,18 +76,6 @@ class Answers:
         (ten_similarity, ten_keys), (hundred_similarity, hundred_keys) = some
         ms = self.ms + latency(side, truth.queries[:_TIMED], {})
         return type(self)(ten_keys, ten_similarity, hundred_keys, hundred_similarity, ms)
-
-    def save(self, path: UPath) -> None:
-        """As .npz, with a digest of itself."""
-        save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
-
-    @classmethod
-    def load(cls, path: UPath) -> Self:
-        """Raises CardError where the file is not there, or not what was written."""
-        try:
-            return cls(**load_arrays(path))  # type: ignore[arg-type]
-        except TypeError as exc:
-            raise broken(path, str(exc)) from exc
 
 
 def measure(index: faiss.Index | Extended, truth: Truth, parameters: Parameters, hundred: bool = True) -> Point:

@@ -6,15 +6,14 @@ It lies beside the index, and follows it: what is added or taken out changes som
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from upath import UPath
 
-from pipeline.index.arrays import broken, load_arrays, save_arrays
+from pipeline.index.arrays import Kept
 from pipeline.index.building import BLOCK, Vectors
 from pipeline.keys import Keys
 
@@ -30,7 +29,7 @@ Similarities = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(Kept):
     """Queries with their exact neighbours among the vectors of an index.
 
     ``queries``: float32 [Q, D]. ``own``: int64 [Q], the key that is left out of a query's results, since it is its own
@@ -136,18 +135,3 @@ class Truth:
             keys, similarity = keys[:, :DEPTH], similarity[:, :DEPTH]
         keys = np.where(np.isneginf(similarity), -1, keys)
         return replace(self, keys=keys, similarity=similarity.astype(np.float32), floor=floor.astype(np.float32))
-
-    # -- on disk -------------------------------------------------------------------------------------
-
-    def save(self, path: UPath) -> None:
-        """As .npz, with a digest of itself."""
-        names = (field.name for field in fields(self))
-        save_arrays(path, {name: getattr(self, name) for name in names})
-
-    @classmethod
-    def load(cls, path: UPath) -> Self:
-        """Raises CardError where the file is not there, or not what was written."""
-        try:
-            return cls(**load_arrays(path))  # type: ignore[arg-type]
-        except TypeError as exc:
-            raise broken(path, str(exc)) from exc
