@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -53,11 +53,13 @@ class Replica:
     def _started(self, config: ServeConfig, encoders: Sequence[str], port: int) -> Any:
         from jobs.fetching import clean_image
         from pipeline.collection import Collection
-        from pipeline.service import Server, bind, create_app
+        from pipeline.service import Server, Source, bind, create_app
 
         workspace = Workspace(config.workspace)
-        collections = {encoder: Collection(workspace, encoder, clean=clean_image) for encoder in encoders}
-        app = create_app(collections, options(config, workspace, str(os.getpid())))
+        opened = partial(Collection, workspace, clean=clean_image)
+        source = Source(workspace.indexed_encoders, opened) if config.encoder is None else None
+        settings = replace(options(config, workspace, str(os.getpid())), source=source)
+        app = create_app({encoder: opened(encoder) for encoder in encoders}, settings)
         server = Server(app, bind(config.host, port), config.timeout)
         server.start()
         return server

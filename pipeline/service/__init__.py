@@ -4,7 +4,7 @@
 """
 
 from pipeline.service.app import create_app
-from pipeline.service.options import Options
+from pipeline.service.options import Options, Source
 from pipeline.service.server import Server, bind, is_loopback, require_free
 
-__all__ = ["Options", "Server", "bind", "create_app", "is_loopback", "require_free"]
+__all__ = ["Options", "Server", "Source", "bind", "create_app", "is_loopback", "require_free"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,12 +12,14 @@ from pipeline.collection import Collection
 from pipeline.service.errors import unknown
 from pipeline.service.metrics import Metrics
 from pipeline.service.models import FileInfo, IndexInfo
-from pipeline.service.options import Options
+from pipeline.service.options import Options, Source
 from pipeline.service.searching import Row, Searcher
 from schemas.questions import Question
 
 _KEYS = 1 << 63
 """pair_keys are below it."""
+_PATIENCE = 10
+"""Times as long as between two looks, after something could not be opened: checking it costs time."""
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +29,21 @@ class Service:
 
     def __init__(self, collections: Mapping[str, Collection], options: Options) -> None:
         self.options, self.metrics = options, Metrics(options.replica)
-        self.searchers = {
-            name: Searcher(name, collection, options, self.metrics) for name, collection in collections.items()
-        }
+        self.searchers = {name: self._searcher(name, collection) for name, collection in collections.items()}
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
 
+    def _searcher(self, name: str, collection: Collection) -> Searcher:
+        return Searcher(name, collection, self.options, self.metrics)
+
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
-        """While the app runs: looks for new versions; ready once the encoders are loaded."""
-        self._tasks = [asyncio.create_task(self._follow(s)) for s in self.searchers.values()]
-        self._tasks.append(asyncio.create_task(self._warm()))
+        """While the app runs: looks for new versions and new indices; ready once the encoders are loaded."""
+        self._start(self._warm_all())
+        for searcher in self.searchers.values():
+            self._start(self._follow(searcher))
+        if self.options.source is not None:
+            self._start(self._discover(self.options.source))
         try:
             yield
         finally:
@@ -48,16 +54,22 @@ class Service:
             for searcher in self.searchers.values():
                 searcher.close()
 
-    async def _warm(self) -> None:
-        """A first text may take a minute, while torch and the model are loaded: not one that somebody waits for."""
-        for name, searcher in self.searchers.items():
-            try:
-                if searcher.loading:
-                    await searcher.text("a picture")
-            except Exception:  # keys and vectors are answered all the same
-                log.exception("the encoder of %s cannot be loaded: its texts and images fail", name)
-            searcher.loading = False
+    def _start(self, task: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(task))
+
+    async def _warm_all(self) -> None:
+        for searcher in list(self.searchers.values()):
+            await self._warm(searcher)
         self.ready = True
+
+    async def _warm(self, searcher: Searcher) -> None:
+        """A first text may take a minute, while torch and the model are loaded: not one that somebody waits for."""
+        try:
+            if searcher.loading:
+                await searcher.text("a picture")
+        except Exception:  # keys and vectors are answered all the same
+            log.exception("the encoder of %s cannot be loaded: its texts and images fail", searcher.name)
+        searcher.loading = False
 
     async def _follow(self, searcher: Searcher) -> None:
         """Take up what is published. The old version answers until the new one is open, and if it cannot be opened."""
@@ -69,6 +81,24 @@ class Service:
             except Exception:
                 self.metrics.refresh_failed(searcher.name)
                 log.exception("the new version of %s cannot be opened: the old one is still served", searcher.name)
+                await asyncio.sleep(_PATIENCE * self.options.refresh)
+
+    async def _discover(self, source: Source) -> None:
+        """Take up indices that were not there at the start: those of another encoder."""
+        while True:
+            await asyncio.sleep(self.options.refresh)
+            name = "new encoders"
+            try:
+                for name in await asyncio.to_thread(source.names):
+                    if name not in self.searchers:
+                        searcher = self._searcher(name, await asyncio.to_thread(source.open, name))
+                        self.searchers[name] = searcher
+                        self._start(self._follow(searcher))
+                        self._start(self._warm(searcher))
+            except Exception:
+                self.metrics.refresh_failed(name)
+                log.exception("the index of %s cannot be opened: it is not served", name)
+                await asyncio.sleep(_PATIENCE * self.options.refresh)
 
     # ---- what is asked for -------------------------------------------------------------------------
 

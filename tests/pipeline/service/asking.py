@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jobs.base import execute
 from jobs.index import run as index_body
 from pipeline.collection import Collection
 from pipeline.engine import Engine
-from pipeline.service import Options, Server, bind, create_app
+from pipeline.service import Options, Server, Source, bind, create_app
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard
 from schemas.configs import IndexConfig
@@ -70,8 +71,10 @@ class Client:
 @contextmanager
 def serving(workspace: Workspace, **options: Any) -> Iterator[Client]:
     """The app over all indices of a workspace, in this process."""
-    settings = Options(**{"workspace": workspace, "timeout": 20.0, "refresh": 0.05} | options)
-    collections = {name: Collection(workspace, name) for name in workspace.indexed_encoders()}
+    opened = partial(Collection, workspace)
+    source = Source(workspace.indexed_encoders, opened)
+    settings = Options(**{"workspace": workspace, "timeout": 20.0, "refresh": 0.05, "source": source} | options)
+    collections = {name: opened(name) for name in workspace.indexed_encoders()}
     bound = bind("127.0.0.1", 0)
     server = Server(create_app(collections, settings), bound, grace=5)
     port = bound.getsockname()[1]

@@ -13,7 +13,8 @@ import pytest
 from pipeline.workspace import Workspace
 from schemas.cards import EncoderCard
 from tests.jobs.embedded import embed_directly
-from tests.kills import add_images, image_row
+from tests.kills import add_images, image_row, save_clip
+from tests.pipeline.models.test_clip import TINY
 from tests.pipeline.service.asking import Client, folder_of, index, serving
 from tests.pipeline.service.conftest import N
 
@@ -126,3 +127,32 @@ def test_a_version_that_cannot_be_opened_is_not_taken_up(own: Workspace) -> None
             time.sleep(0.02)
         answer = client.search({"text": "a"})
         assert (answer.status, answer.json["version"]) == (200, before)
+
+
+def test_an_encoder_indexed_later_is_served(own: Workspace, tmp_path: Path) -> None:
+    first = own.indexed_encoders()[0]
+    card = embed_directly(own, save_clip(tmp_path / "other", TINY | {"embed_dim": 8}, seed=1))
+    index(own, encoder=card.id)
+    published = own.published_index(card.id)
+    assert published is not None
+    current = Path(str(own.index_dir(card.id) / "CURRENT"))
+    file = Path(str(own.index_dir(card.id))) / published.version / published.file("image").path
+    whole = file.read_bytes()
+    current.rename(current.with_name("LATER"))
+    with serving(own) as client:
+
+        def names() -> list[str]:
+            return [info["name"] for info in client.ask("GET", "/v1/indices").json["indices"]]
+
+        assert names() == [first]
+        file.write_bytes(whole[:-8])
+        current.with_name("LATER").rename(current)
+        while f'refresh_failures_total{{index="{card.id}"}}' not in client.ask("GET", "/metrics").body.decode():
+            time.sleep(0.02)
+        assert names() == [first]
+        file.write_bytes(whole)
+        while names() != [first, card.id]:
+            time.sleep(0.02)
+        answer = client.search({"text": "a"}, k=N, index=card.id)
+        assert (answer.status, answer.json["version"], len(answer.json["results"])) == (200, published.version, N)
+        assert client.search({"text": "a"}).json["index"] == first  # still the default
