@@ -264,10 +264,8 @@ def _text(value: Any, kind: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``clipmill sql``. An argument before the first flag is the query."""
+    """``clipmill sql``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--query")
     return command("sql", SqlConfig, partial(run, show="--json" not in arguments), arguments)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -55,7 +55,7 @@ Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 
 
 class JobConfig(BaseModel):
-    """Fields that all jobs take."""
+    """Fields that all jobs take. ``argument``, where a job has it: the field that may be given without its flag."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -275,6 +275,8 @@ class ServeConfig(JobConfig):
 
 class SqlConfig(JobConfig):
     """Ask the workspace's tables in SQL (DuckDB, read-only), vectors as FLOAT[D]."""
+
+    argument: ClassVar[str] = "query"
 
     query: str | None = Field(None, description="one SELECT over pairs, images, embeddings, ...; without: the tables")
     output: str | None = Field(None, description="write the rows to this .parquet, .csv or .jsonl file")

@@ -33,7 +33,7 @@ def load(cls: type[C], argv: Sequence[str], environ: Mapping[str, str], prog: st
         UsageError: unknown or invalid flags, variables or YAML keys; the message names each.
         SystemExit: after ``--help`` (status 0).
     """
-    args = vars(_parser(cls, prog).parse_args(list(argv)))
+    args = vars(_parser(cls, prog).parse_intermixed_args(list(argv)))
     values: dict[str, Any] = {}
     if config := args.pop("config"):
         values = _read_yaml(config)
@@ -119,6 +119,8 @@ def _parser(cls: type[BaseModel], prog: str) -> argparse.ArgumentParser:
             parser.add_argument(*flags, dest=dotted, nargs="+", metavar=path[-1].upper(), help=text)
         else:
             parser.add_argument(*flags, dest=dotted, metavar=path[-1].upper(), help=text)
+    if (name := getattr(cls, "argument", None)) is not None:
+        parser.add_argument(name, nargs="?", metavar=name.upper(), help=f"the same as --{name}")
     return parser
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from schemas import configs
-from schemas.configs import DecoderTrainConfig, DownloadConfig, JobConfig, QueryConfig
+from schemas.configs import DecoderTrainConfig, DownloadConfig, JobConfig, QueryConfig, SqlConfig
 from schemas.errors import UsageError
 from schemas.settings import check_environment, load, variables
 
@@ -101,6 +101,15 @@ def test_nested_fields_are_dotted(tmp_path: Path) -> None:
 def test_one_letter_flags() -> None:
     assert load(QueryConfig, ["--text", "x", "-k", "3"], {}, "q")[0].k == 3
     assert load(QueryConfig, ["--text", "x", "--k", "4"], {}, "q")[0].k == 4
+
+
+def test_an_argument_without_its_flag() -> None:
+    for argv in (["SELECT 1", "--limit", "3"], ["--limit", "3", "SELECT 1"], ["--query", "SELECT 1", "--limit", "3"]):
+        config, _ = load(SqlConfig, argv, {}, "q")
+        assert (config.query, config.limit) == ("SELECT 1", 3)
+    assert load(SqlConfig, ["--limit", "3"], {}, "q")[0].query is None
+    with pytest.raises(UsageError, match="unrecognized arguments: from"):
+        load(SqlConfig, ["SELECT 1", "from", "t"], {}, "q")
 
 
 def test_json_is_seen() -> None:

@@ -24,7 +24,7 @@ export function sections(found, open, search) {
       'section', { class: 'prompt' },
       make('h2', { title: `run ${run}` }, words(prompt, 600), ' ', like),
       grid(ranked, open, { label: `Candidates of ${prompt.slice(0, 100)}` }),
-      rankings.length ? scores(rankings) : null,
+      rankings.length > items.length ? scores(rankings) : null, // else each stands below its picture
     );
   });
 }
