@@ -105,7 +105,8 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 def as_results(records: pa.Table, ranks: NDArray[Any], similarity: NDArray[np.float32]) -> pa.Table:
     """Records, a row a result, with their ranks and similarities before them: the table of :class:`Results`."""
     names = records.column_names
-    columns = [pa.array(ranks, pa.int32()), pa.array(similarity, pa.float32())]
+    # A vector in float16 may be longer than 1 by a ten-thousandth.
+    columns = [pa.array(ranks, pa.int32()), pa.array(np.minimum(similarity, 1), pa.float32())]
     columns += [records.column(name) for name in BASE[2:]]
     further = [name for name in names if name not in BASE[2:]]
     columns += [records.column(name) for name in further]

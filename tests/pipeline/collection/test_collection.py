@@ -70,6 +70,11 @@ def test_rows(collection: Collection) -> None:
     assert [[r["rank"] for r in some] for some in rows] == [[1, 2, 3, 4]] * 3
 
 
+def test_no_similarity_above_1(collection: Collection) -> None:
+    assert np.linalg.norm(BOTH["image"].astype(np.float64), axis=1).max() > 1  # as float16 has them
+    assert max(collection.search(key=int(key), k=1).rows()[0]["similarity"] for key in KEYS) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
