@@ -1,4 +1,4 @@
-"""Our own API: /v1/search, /v1/batch, /v1/indices, /v1/images, /v1/generated."""
+"""Our own API: /v1/search, /v1/batch, /v1/vectors, /v1/indices, /v1/images, /v1/generated."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from pipeline.service.models import (
     Record,
     SearchAnswer,
     SearchBody,
+    Vectors,
+    VectorsBody,
 )
 from pipeline.service.routes import PROBLEMS
 from pipeline.service.searching import Searcher
@@ -48,19 +50,30 @@ def add_search(app: FastAPI, service: Service) -> None:
     @app.post("/v1/batch", response_model=BatchAnswer, responses=PROBLEMS, tags=["search"])
     async def batch(body: BatchBody) -> dict[str, Any]:
         """Many questions in one request. One that cannot be answered has its error in its place."""
-        most = service.options.max_batch
-        if len(body.questions) > most:
-            raise Refused(
-                422, "batch", "too many questions at once", expected=f"up to {most}", actual=str(len(body.questions)),
-                remedy="send them in parts, or search in bulk: clipmill query --queries",
-            )  # fmt: skip
+        _check_number(service, "questions", len(body.questions), "search in bulk: clipmill query --queries")
         service.searcher(body.index)
         return {"answers": await asyncio.gather(*(_one(service, q, body.index) for q in body.questions))}
+
+    @app.post("/v1/vectors", response_model=Vectors, responses=PROBLEMS, tags=["search"])
+    async def vectors(body: VectorsBody) -> dict[str, Any]:
+        """The vectors of texts, images and keys, as a search would use them."""
+        _check_number(service, "terms", len(body.terms), "read the table: pipeline.vectors.read_vectors")
+        return await service.vectors(body.terms, body.modality, body.index)
 
     @app.get("/v1/indices", responses=PROBLEMS, tags=["search"])
     async def indices() -> Indices:
         """The published indices with what was measured when they were built."""
         return Indices(indices=[service.info(s) for s in service.searchers.values()])
+
+
+def _check_number(service: Service, what: str, number: int, instead: str) -> None:
+    """Raises Refused for more of them than one request may have."""
+    most = service.options.max_batch
+    if number > most:
+        raise Refused(
+            422, "batch", f"too many {what} at once", expected=f"up to {most}", actual=str(number),
+            remedy=f"send them in parts, or {instead}",
+        )  # fmt: skip
 
 
 async def _one(service: Service, question: Question, index: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.service.errors import Problem
-from schemas.questions import Modality, Question
+from schemas.questions import Modality, Question, Term
 
 Scalar = float | int | str | bool | None
 
@@ -23,6 +23,24 @@ class BatchBody(BaseModel):
 
     index: str | None = Field(None, max_length=500, description="encoder id; by default the only one, or the first")
     questions: tuple[Question, ...] = Field(min_length=1)
+
+
+class VectorsBody(BaseModel):
+    """Terms whose vectors are wanted, each for itself: their weights do not matter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: str | None = Field(None, max_length=500, description="encoder id; by default the only one, or the first")
+    terms: tuple[Term, ...] = Field(min_length=1)
+    modality: Modality = Field("image", description="which vector of a key; the other one where it has only that")
+
+
+class Vectors(BaseModel):
+    """A unit-norm vector for each term, in their order."""
+
+    index: str
+    dim: int
+    vectors: list[list[float]]
 
 
 class Result(BaseModel):

@@ -81,8 +81,7 @@ class Searcher:
             UsageError: an image that is none, a URL that is refused, a vector of another length, no predicate.
         """
         start = time.perf_counter()
-        self._check(question)
-        vector = await self._vector(question)
+        vector = await self.vector(question)
         encoded = time.perf_counter()
         answered = await self._answered(question, vector)
         end = time.perf_counter()
@@ -105,8 +104,9 @@ class Searcher:
 
     # ---- its vector --------------------------------------------------------------------------------
 
-    async def _vector(self, question: Question) -> Vector:
-        """The question's unit vector, float32 [D]."""
+    async def vector(self, question: Question) -> Vector:
+        """The question's unit vector, float32 [D]. Raises what :meth:`answer` does."""
+        self._check(question)
         terms = question.terms
         if len(terms) == 1 and terms[0].text is not None and terms[0].weight:
             vector = await self.text(terms[0].text)

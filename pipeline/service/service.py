@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.service.metrics import Metrics
 from pipeline.service.models import FileInfo, IndexInfo
 from pipeline.service.options import Options, Source
 from pipeline.service.searching import Row, Searcher
-from schemas.questions import Question
+from schemas.questions import Modality, Question, Term
 
 _KEYS = 1 << 63
 """pair_keys are below it."""
@@ -125,6 +125,17 @@ class Service:
         found, ms = await searcher.answer(question)
         results = [result(row) for row in found.rows]
         return {"index": searcher.name, "version": found.version, "results": results, "ms": ms}
+
+    async def vectors(self, terms: Sequence[Term], modality: Modality, index: str | None) -> dict[str, Any]:
+        """:class:`Vectors` as a dict. Raises what :meth:`answer` does."""
+        searcher = self.searcher(index)
+        await self.require(searcher, [term.key for term in terms if term.key is not None])
+        alone = [term.model_copy(update={"weight": 1.0}) for term in terms]
+        questions = [Question(terms=(term,), modality=modality) for term in alone]
+        found = await asyncio.gather(*map(searcher.vector, questions))
+        return {
+            "index": searcher.name, "dim": searcher.collection.dim, "vectors": [vector.tolist() for vector in found],
+        }  # fmt: skip
 
     async def require(self, searcher: Searcher, keys: list[int]) -> None:
         """Raises Refused unless all these keys are in the index."""

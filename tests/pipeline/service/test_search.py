@@ -55,6 +55,28 @@ def test_every_kind_of_term_and_their_mix(client: Client, indexed: Indexed, enco
     assert client.keys(picture, k=4, modality="text") == nearest(captions, encoder.images([image])[0], 4)
 
 
+def test_vectors_of_terms(client: Client, indexed: Indexed, encoder: Encoder) -> None:
+    row = image_row(7)
+    picture = {"image": base64.b64encode(row["image"]).decode()}
+    terms = [{"text": "red", "weight": -2}, picture, {"key": str(row["pair_key"])}, {"vector": [3.0] * 16}]
+    expected = [
+        encoder.texts(["red"])[0], encoder.images([row["image"]])[0], vectors(*indexed, "text")[row["pair_key"]],
+        np.full(16, 0.25),
+    ]  # fmt: skip
+    answer = client.ask("POST", "/v1/vectors", {"terms": terms, "modality": "text"}).json
+    assert (answer["index"], answer["dim"]) == (indexed[1].id, 16)
+    np.testing.assert_allclose(answer["vectors"], expected, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(answer["vectors"], axis=1), 1, atol=1e-5)
+    for body, status in (
+        ({"terms": []}, 422),
+        ({"terms": [{"text": "a"}] * 2000}, 422),
+        ({"terms": [{"key": "5"}]}, 404),
+        ({"terms": [{"text": "a"}], "index": "none"}, 404),
+        ({"terms": [{"text": "a"}, {"image": "AAAA"}]}, 422),
+    ):
+        assert client.ask("POST", "/v1/vectors", body).status == status
+
+
 def test_where_threshold_and_unique(client: Client, indexed: Indexed, encoder: Encoder) -> None:
     known, query = vectors(*indexed), encoder.texts(["x"])[0]
     captions = {
