@@ -19,6 +19,8 @@ _DEEPER = 3
 _AROUND = (-9, -7, -5, -3, -2, -1, 1, 3)
 _SPARE = 0.25
 """Of what a target leaves to 1: so much more is aimed at, that a recall does not sink below it the next night."""
+_WORTH = 1.5
+"""Times as long as without it a search may take for that: 4-bit codes get there, if at all, by reading every list."""
 
 
 def tune(index: faiss.Index, truth: Truth, target: float) -> tuple[Point, tuple[Point, ...]]:
@@ -40,22 +42,24 @@ def tune(index: faiss.Index, truth: Truth, target: float) -> tuple[Point, tuple[
 
     last, widest = len(depths) - 1, len(factors) - 1
 
-    def reaches(depth: int, factor: int) -> bool:
-        return at(depth, factor).recall_at_10 >= aim
+    for goal in (target, aim):
 
-    depth = _first(lambda d: reaches(d, widest), last)
-    for factor in reversed(range(widest)):
-        enough = next((d for d in range(depth, min(depth + 3, last + 1)) if reaches(d, factor)), None)
-        if enough is None:
-            break
-        depth = enough
-    best = _best(list(tried.values()), aim, target)
+        def reaches(depth: int, factor: int, goal: float = goal) -> bool:
+            return at(depth, factor).recall_at_10 >= goal
+
+        depth = _first(lambda d: reaches(d, widest), last)
+        for factor in reversed(range(widest)):
+            enough = next((d for d in range(depth, min(depth + 3, last + 1)) if reaches(d, factor)), None)
+            if enough is None:
+                break
+            depth = enough
+    best = _best(list(tried.values()), target, aim)
     deepest, factor = next(key for key, point in tried.items() if point is best)
     for depth in (deepest + step for step in _AROUND):  # for the picture
         if 0 <= depth <= last and best.recall_at_10 < 1.0:
             at(depth, factor)
     points = list(tried.values())
-    best = _best(points, aim, target)
+    best = _best(points, target, aim)
     points[points.index(best)] = best = measure(index, truth, best.search)
     return best, tuple(sorted(points, key=lambda p: (p.ms_per_query, p.recall_at_10)))
 
@@ -128,9 +132,11 @@ def _parameters(index: Any, depth: int, factor: int) -> Parameters:
     return deep | ({"k_factor": factor} if factor else {})
 
 
-def _best(points: list[Point], *targets: float) -> Point:
-    """The fastest that reaches the first of the targets that any reaches; else the one that reaches most."""
-    for target in targets:
-        if enough := [p for p in points if p.recall_at_10 >= target]:
-            return min(enough, key=lambda p: p.ms_per_query)
-    return max(points, key=lambda p: p.recall_at_10)
+def _best(points: list[Point], target: float, aim: float) -> Point:
+    """The fastest that reaches ``aim`` where that is worth it, else ``target``; else the one that reaches most."""
+    enough = [p for p in points if p.recall_at_10 >= target]
+    if not enough:
+        return max(points, key=lambda p: p.recall_at_10)
+    least = min(p.ms_per_query for p in enough)
+    more = [p for p in enough if p.recall_at_10 >= aim and p.ms_per_query <= _WORTH * least]
+    return min(more or enough, key=lambda p: p.ms_per_query)

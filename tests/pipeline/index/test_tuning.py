@@ -38,9 +38,10 @@ def test_the_fastest_that_reaches_the_target_is_taken(monkeypatch: pytest.Monkey
         lists, factor = parameters["nprobe"], parameters["k_factor"]
         reached = min(lists / 8, 1) * min(factor / 4, 1)
         return Point(
-            search=parameters, recall_at_1=0, recall_at_10=reached, recall_at_100=0, ms_per_query=lists + factor
+            search=parameters, recall_at_1=0, recall_at_10=reached, recall_at_100=0, ms_per_query=lists**power + factor
         )
 
+    power = 1
     monkeypatch.setattr(tuning, "measure", made_up)
     index = build(KEYS, ROWS, "IDMap,IVF16,PQ8x4fsr,Refine(SQ8)")
     best, curve = tune(index, Truth.empty(QUERIES), 1.0)
@@ -48,6 +49,8 @@ def test_the_fastest_that_reaches_the_target_is_taken(monkeypatch: pytest.Monkey
     assert tune(index, Truth.empty(QUERIES), 0.5)[0].search == {"nprobe": 8, "k_factor": 4}, "5/8 are aimed at"
     assert tune(index, Truth.empty(QUERIES), 0.33)[0].search == {"nprobe": 4, "k_factor": 4}
     assert [p.ms_per_query for p in curve] == sorted(p.ms_per_query for p in curve)
+    power = 2
+    assert tune(index, Truth.empty(QUERIES), 0.5)[0].search == {"nprobe": 4, "k_factor": 4}, "5/8 cost too much"
 
 
 def test_some_more_lists_are_tried_before_tuning_anew() -> None:
