@@ -63,11 +63,9 @@ class Lab:
 
     folder: Path
     cache: Path
-    results: Path
     space: Space
     rounds: int
     raw: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, list[Point]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.card = bench_card(self.space.dim)
@@ -119,15 +117,16 @@ def ours(index: Any, parameters: dict[str, int]) -> Search:
     return lambda queries, k: search(index, queries, k, parameters)[1]
 
 
-def tuned(lab: Lab, index: Any, name: str, target: float, places: bool = False) -> Point:
-    """The fastest parameters that reach recall@10 ``target``; what was tried goes to the plot. ``places``: the index's
-    ids are places instead of keys."""
+def tuned(lab: Lab, index: Any, name: str, target: float, places: bool = False) -> tuple[Point, tuple[Point, ...]]:
+    """The fastest parameters that reach recall@10 ``target``, and all that were tried, which go to the plot.
+    ``places``: the index's ids are places instead of keys."""
     ids = np.arange(lab.space.count) if places else lab.keys
     blocks = range(0, lab.space.count, 65_536)
     truth = Truth.of(lab.queries, ((ids[n : n + 65_536], lab.space.draw(n, len(ids[n : n + 65_536]))) for n in blocks))
     point, curve = tune(index, truth, target)
-    lab.curves[name] = list(curve)
-    return point
+    best = [(p.recall_at_10, p.ms_per_query) for p in frontier(curve)]
+    lab.raw.append({"curve": name.removeprefix("IDMap,"), "recall_at_10, ms": best})
+    return point, curve
 
 
 # ---- parts -----------------------------------------------------------------------------------------
@@ -143,10 +142,11 @@ def kinds(lab: Lab) -> Iterator[Line]:
             workspace, "--factory", kind.factory, "--recall", "0.001", "--queries", "50", note=kind.factory
         )
         card, index = lab.opened(workspace)
-        point = tuned(lab, index, kind.name.removeprefix("IDMap,"), TARGET)
+        point, _ = tuned(lab, index, kind.factory, TARGET)
         found = quality(ours(index, point.search), lab.queries, lab.truth(count))
         size = card.file("image").bytes
-        lab.raw[-1] |= asdict(found) | {"bytes": size, "expected_bytes": kind.bytes(count, dim), "search": point.search}
+        sizes = {"bytes": size, "expected_bytes": kind.bytes(count, dim)}
+        lab.raw.append({"what": kind.factory, "search": point.search} | asdict(found) | sizes)
         what = f"{kind.factory}{' (the choice)' if kind.factory == chosen else ''}, {_shown(point.search)}"
         seconds = said["seconds"]["total"]
         yield Line(what, _quality(found), f"{size / 1e6:.0f} MB, build {seconds:.1f} s, {cost.cpu:.1f} CPU s")
@@ -169,7 +169,7 @@ def rival(lab: Lab) -> list[Line]:
     lab.note("autofaiss", other.cost, key=other.key, parameters=other.parameters, bytes=other.bytes)
     set_so = quality(ours(index, file.search), lab.queries, truth)
     them = quality(other.search(lab.keys), lab.queries, truth)
-    point = tuned(lab, index, f"ours, {file.factory}", max(TARGET, them.recall_at_10))
+    point, _ = tuned(lab, index, file.factory, max(TARGET, them.recall_at_10))
     equal = quality(ours(index, point.search), lab.queries, truth)
     tuned(lab, other.index, f"autofaiss, {other.key}", TARGET, places=True)
     measured = {"ours": set_so, "ours_at_their_recall": equal, "autofaiss": them}
@@ -202,10 +202,10 @@ def _squeezed(lab: Lab, other: autofaiss.Theirs, them: Quality) -> list[Line]:
         return [Line(f"{where}: no kind reaches their recall", "", "")]
     card, index = lab.opened(workspace)
     file = card.file("image")
-    truth, name = lab.truth(lab.space.count), f"ours, {file.factory}"
+    truth = lab.truth(lab.space.count)
     found = quality(ours(index, file.search), lab.queries, truth)
-    tuned(lab, index, name, them.recall_at_10)
-    enough = [point for point in lab.curves[name] if point.recall_at_10 >= them.recall_at_10]
+    _, curve = tuned(lab, index, file.factory, them.recall_at_10)
+    enough = [point for point in curve if point.recall_at_10 >= them.recall_at_10]
     point = min(enough, key=lambda point: point.ms_per_query)
     equal = quality(ours(index, point.search), lab.queries, truth)
     return [
@@ -275,13 +275,13 @@ def _shown(parameters: dict[str, int]) -> str:
 PARTS: dict[str, Callable[[Lab], Iterable[Line]]] = {"kinds": kinds, "rival": rival, "add": add}
 
 
-def picture(curves: dict[str, list[Point]]) -> bytes:
-    """Recall against latency, a curve an index: those points that no faster one surpasses."""
+def picture(parts: dict[str, Any]) -> bytes:
+    """Recall against latency out of a report's parts, a curve an index: those points that no faster one surpasses."""
     figure, area = plt.subplots(figsize=(8.5, 4.6), dpi=120)
-    for name, points in curves.items():
-        best = frontier(tuple(points))
-        style = "--" if name.startswith("autofaiss") else "-"
-        area.plot([p.recall_at_10 for p in best], [p.ms_per_query for p in best], style, label=name, marker="o", ms=3)
+    raw = [measured for part in parts.values() for measured in part["raw"]]
+    for name, points in {m["curve"]: m["recall_at_10, ms"] for m in raw if "curve" in m}.items():
+        style = {"color": "black", "linestyle": "--"} if name.startswith("autofaiss") else {}
+        area.plot(*zip(*points, strict=True), label=name, marker="o", ms=3, **style)
     area.set(title="Recall against latency", xlabel="recall@10", ylabel="ms a query, one thread", yscale="log")
     area.grid(alpha=0.3)
     area.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -304,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report(given.results, "index", "Indices, compared")
     given.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="clipmill-bench-") as folder:
-        lab = Lab(Path(folder), given.cache, given.results, Space(given.count, given.dim), given.rounds)
+        lab = Lab(Path(folder), given.cache, Space(given.count, given.dim), given.rounds)
         setting = machine(PACKAGES) | {
             "autofaiss": autofaiss.AUTOFAISS.partition("==")[2], "vectors": f"{given.count:,} x {given.dim}",
             "queries": str(QUERIES), "rounds": str(given.rounds),
@@ -312,8 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             run_parts(report, PARTS, given.parts, lab, setting)
         finally:  # the curves of what was measured, if a later part fails
-            if lab.curves:
-                (given.results / "index.png").write_bytes(picture(lab.curves))
+            (given.results / "index.png").write_bytes(picture(report.parts))
         shutil.rmtree(given.cache / "spaces" / "ws", ignore_errors=True)
     return 0
 
