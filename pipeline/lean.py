@@ -46,10 +46,8 @@ def import_open_clip_without_timm() -> None:
     They are 5 of the 9 seconds of CPU of ``import open_clip``. The first tower of timm imports timm; whoever compiles
     imports the compiler. Does nothing where they are imported already.
     """
-    if "torchvision.ops.roi_align" not in sys.modules and "torch._dynamo" not in sys.modules:
-        _Within.install("torchvision.ops.roi_align", _no_compiler)
-    if "open_clip" not in sys.modules and "timm" not in sys.modules:
-        _Within.install("open_clip.timm_model", _no_timm)
+    _Within.install("torchvision.ops.roi_align", _no_compiler)
+    _Within.install("open_clip.timm_model", _no_timm)
 
 
 Context = Callable[[ModuleType], AbstractContextManager[None]]
@@ -63,7 +61,8 @@ class _Within:
 
     @classmethod
     def install(cls, name: str, context: Context) -> None:
-        if not any(isinstance(finder, cls) and finder._name == name for finder in sys.meta_path):
+        known = any(isinstance(finder, cls) and finder._name == name for finder in sys.meta_path)
+        if name not in sys.modules and not known:
             sys.meta_path.insert(0, cls(name, context))
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -101,6 +100,8 @@ def _no_compiler(_: ModuleType) -> Iterator[None]:
 def _no_timm(adapter: ModuleType) -> Iterator[None]:
     with _in_place_of({"timm": None}):
         yield
+    if adapter.timm is not None:  # it was there already
+        return
     tower = adapter.TimmModel
     init = tower.__init__
 
@@ -116,10 +117,11 @@ def _no_timm(adapter: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _in_place_of(modules: dict[str, ModuleType | None]) -> Iterator[None]:
-    """These modules as the ones that an import finds; None: it finds none."""
-    sys.modules.update(modules)  # type: ignore[arg-type]
+    """These modules as the ones that an import finds, None: it finds none; unless they are imported by now."""
+    put = {} if modules.keys() & sys.modules.keys() else modules
+    sys.modules.update(put)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in modules:
+        for name in put:
             sys.modules.pop(name, None)

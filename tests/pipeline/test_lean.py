@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,10 +54,12 @@ def test_the_compiler_comes_when_it_is_needed() -> None:
     )
 
 
-def test_what_was_imported_before_stays() -> None:
+@pytest.mark.parametrize("models", ["", "pipeline.models, "])
+def test_what_was_imported_before_stays(models: str) -> None:
+    """Before ours, or between ours and open_clip."""
     run(
-        "import timm, torch._dynamo, torchvision.ops, sys\n"
-        "before = {name: sys.modules[name] for name in ('timm', 'torch._dynamo', 'torchvision.ops.roi_align')}\n"
+        f"import {models}torch._dynamo, torch._dynamo.utils, timm, sys\n"
+        "before = {name: sys.modules[name] for name in ('timm', 'torch._dynamo', 'torch._dynamo.utils')}\n"
         "import pipeline.models.encoder, open_clip\n"
         "assert all(sys.modules[name] is module for name, module in before.items())\n"
         "assert open_clip.timm_model.timm is timm\n"
