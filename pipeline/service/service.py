@@ -87,18 +87,27 @@ class Service:
         """Take up indices that were not there at the start: those of another encoder."""
         while True:
             await asyncio.sleep(self.options.refresh)
-            name = "new encoders"
             try:
-                for name in await asyncio.to_thread(source.names):
-                    if name not in self.searchers:
-                        searcher = self._searcher(name, await asyncio.to_thread(source.open, name))
-                        self.searchers[name] = searcher
-                        self._start(self._follow(searcher))
-                        self._start(self._warm(searcher))
+                names = await asyncio.to_thread(source.names)
+                done = [await self._take_up(name, source) for name in names if name not in self.searchers]
             except Exception:
-                self.metrics.refresh_failed(name)
-                log.exception("the index of %s cannot be opened: it is not served", name)
+                log.exception("new indices cannot be looked for")
+                done = [False]
+            if not all(done):
                 await asyncio.sleep(_PATIENCE * self.options.refresh)
+
+    async def _take_up(self, name: str, source: Source) -> bool:
+        """Serve another index. False where it cannot be opened: those beside it are served all the same."""
+        try:
+            searcher = self._searcher(name, await asyncio.to_thread(source.open, name))
+        except Exception:
+            self.metrics.refresh_failed(name)
+            log.exception("the index of %s cannot be opened: it is not served", name)
+            return False
+        self.searchers[name] = searcher
+        self._start(self._follow(searcher))
+        self._start(self._warm(searcher))
+        return True
 
     # ---- what is asked for -------------------------------------------------------------------------
 
@@ -130,8 +139,8 @@ class Service:
         """:class:`Vectors` as a dict. Raises what :meth:`answer` does."""
         searcher = self.searcher(index)
         await self.require(searcher, [term.key for term in terms if term.key is not None])
-        alone = [term.model_copy(update={"weight": 1.0}) for term in terms]
-        questions = [Question(terms=(term,), modality=modality) for term in alone]
+        alone = ((term.model_copy(update={"weight": 1.0}),) for term in terms)
+        questions = [Question(terms=each, modality=modality) for each in alone]
         found = await asyncio.gather(*map(searcher.vector, questions))
         return {
             "index": searcher.name, "dim": searcher.collection.dim, "vectors": [vector.tolist() for vector in found],

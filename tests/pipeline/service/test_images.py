@@ -150,6 +150,9 @@ def test_an_encoder_indexed_later_is_served(own: Workspace, tmp_path: Path) -> N
         while f'refresh_failures_total{{index="{card.id}"}}' not in client.ask("GET", "/metrics").body.decode():
             time.sleep(0.02)
         assert names() == [first]
+        damaged = own.index_dir("000") / "CURRENT"  # in front of it, and it stays so
+        damaged.parent.mkdir()
+        damaged.write_text("none")
         file.write_bytes(whole)
         while names() != [first, card.id]:
             time.sleep(0.02)
