@@ -24,7 +24,8 @@ _WORTH = 1.5
 
 
 def tune(index: faiss.Index, truth: Truth, target: float) -> tuple[Point, tuple[Point, ...]]:
-    """The fastest search whose recall@10 reaches ``target``, and some more; and all that was tried, from fast to exact.
+    """The fastest search whose recall@10 reaches ``target``, and some more where that costs little; and all that was
+    tried, from fast to exact.
 
     Where none reaches it: the best. recall@100 is measured of the one that is taken. Recall grows with each parameter,
     so that only settings about the border are tried: with the largest ``k_factor`` the fewest lists, then fewer
@@ -42,17 +43,17 @@ def tune(index: faiss.Index, truth: Truth, target: float) -> tuple[Point, tuple[
 
     last, widest = len(depths) - 1, len(factors) - 1
 
-    for goal in (target, aim):
-
-        def reaches(depth: int, factor: int, goal: float = goal) -> bool:
-            return at(depth, factor).recall_at_10 >= goal
-
-        depth = _first(lambda d: reaches(d, widest), last)
+    def walk(goal: float) -> None:
+        depth = _first(lambda d: at(d, widest).recall_at_10 >= goal, last)
         for factor in reversed(range(widest)):
-            enough = next((d for d in range(depth, min(depth + 3, last + 1)) if reaches(d, factor)), None)
+            near = range(depth, min(depth + 3, last + 1))
+            enough = next((d for d in near if at(d, factor).recall_at_10 >= goal), None)
             if enough is None:
                 break
             depth = enough
+
+    walk(target)
+    walk(aim)
     best = _best(list(tried.values()), target, aim)
     deepest, factor = next(key for key, point in tried.items() if point is best)
     for depth in (deepest + step for step in _AROUND):  # for the picture
